@@ -1,0 +1,40 @@
+# `make quickstart` and `make test` need nothing but Python >= 3.10: each sets up .venv itself.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: quickstart test check recipes bench clean
+
+# Overrides go straight on the command line: make quickstart trainer.max_steps=20
+OVERRIDES := $(filter-out PYTHON=% VENV=%,$(MAKEOVERRIDES))
+
+quickstart: $(READY)
+	$(BIN)/hf-llm-recipes run recipes/quickstart.yaml $(OVERRIDES)
+
+test: $(READY)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+# What CI runs beside the tests: style, import rules.
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+# Every recipe for the CPU, one after the other, in full.
+recipes: $(READY)
+	for recipe in full freeze lora dora qlora-4bit qlora-8bit; do \
+		$(BIN)/hf-llm-recipes run recipes/classify/$$recipe.yaml || exit 1; done
+
+bench: $(READY)
+	$(BIN)/python benchmarks/tuning.py
+
+$(READY): constraints.txt setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,285 @@
+"""The command line. Imports that cost time stand inside the commands: ``--help`` needs no torch."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_llm_recipes.errors import InterruptedRunError, MissingExtraError, UserError
+
+# click's base of every usage error; typer ships click under a name of its own
+USAGE_ERROR = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+
+app = typer.Typer(
+    name="hf-llm-recipes",
+    help="One YAML recipe -> a trained, evaluated, Hub-ready transformer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipeArgument = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value, e.g. trainer.max_steps=20 output=runs/mine")
+]
+RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
+
+
+@app.command()
+def run(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Train, evaluate and save what a recipe describes."""
+    from hf_llm_recipes.recipe import Recipe
+    from hf_llm_recipes.shipped import find_recipe
+
+    loaded = Recipe.load(find_recipe(recipe), overrides or [])  # a mistake here costs no import
+    _log_to_terminal()
+    import hf_llm_recipes.run as engine
+
+    done = engine.run(loaded)
+    _show_result(done, loaded)
+
+
+@app.command(name="list")
+def list_recipes() -> None:
+    """List the shipped recipes: task, method, device and measured result."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from hf_llm_recipes.shipped import all_recipes
+
+    table = Table("recipe", "task", "method", "device", "time", "measured result", box=None, pad_edge=False)
+    for one in all_recipes():
+        header = [one.header.get(key, "") for key in ("task", "method", "device", "time", "result")]
+        table.add_row(one.name, *header)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+@app.command()
+def show(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Print a recipe with its defaults written out, and the class that reads each section.
+
+    `show model NAME` draws an architecture instead: a Hub id, a folder, local/…, a recipe, or one of
+    ours with a preset (hlr_decoder, hlr_decoder/tiny).
+    """
+    if recipe == "model" and overrides:
+        _show_model(overrides)
+        return
+    import hf_llm_recipes.run as engine
+    from hf_llm_recipes.recipe import Recipe, dump_yaml
+    from hf_llm_recipes.shipped import find_recipe
+
+    plan = engine.plan(Recipe.load(find_recipe(recipe), overrides or []))
+    readers = plan.readers
+    for key, value in plan.recipe.values.items():
+        if key in readers:
+            typer.echo(f"# read by {readers[key]}")
+        elif key == "callbacks":
+            typer.echo("# read by " + ", ".join(v for k, v in readers.items() if k.startswith("callbacks.")))
+        typer.echo(dump_yaml({key: value}), nl=False)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A folder, a Hub id or local/…: theirs or one of ours.")],
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    architecture: Annotated[
+        str | None, typer.Option(help="Their class, where the checkpoint does not name it.")
+    ] = None,
+) -> None:
+    """Convert a published checkpoint into our architectures, or one of ours back; exact both ways."""
+    _refuse_existing(out)
+    _log_to_terminal()
+    from hf_llm_recipes.assets import resolve_model
+    from hf_llm_recipes.convert import convert_checkpoint
+    from hf_llm_recipes.errors import RunError
+
+    try:
+        typer.echo(convert_checkpoint(resolve_model(source), out, architecture))
+    except (ValueError, OSError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise RunError(f"cannot be converted: {error}", where=source) from error
+
+
+@app.command()
+def copy(
+    recipe: RecipeArgument,
+    target: Annotated[Path, typer.Argument(help="A folder, or the new file's name.")] = Path("."),
+) -> None:
+    """Copy a shipped recipe into your folder, to edit it."""
+    from hf_llm_recipes.errors import RecipeError
+    from hf_llm_recipes.shipped import find_recipe
+
+    source = find_recipe(recipe)
+    path = target / source.name if target.is_dir() or target.suffix not in (".yaml", ".yml") else target
+    if path.exists():
+        raise RecipeError("exists already; nothing was changed", where=str(path), hint="name another file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"cannot be written: {error.strerror}", where=str(path)) from error
+    typer.echo(f"{path}\nedit it, then: hf-llm-recipes run {path}")
+
+
+@app.command()
+def evaluate(
+    run_directory: RunArgument,
+    data: Annotated[
+        Path | None, typer.Option(help="A labeled file; without it, the run's own test split.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Where the metrics go, as JSON.")] = None,
+) -> None:
+    """Judge a finished run again, on its test split or on a file of yours."""
+    _refuse_existing(output)
+    _log_to_terminal()
+    from rich.console import Console
+
+    from hf_llm_recipes import evaluation
+    from hf_llm_recipes.judging import evaluate_run
+
+    metrics = evaluate_run(run_directory, data)
+    Console().print(evaluation.format_table(metrics))
+    if output is not None:
+        evaluation.write_metrics(output, metrics)
+        typer.echo(f"metrics: {output}")
+
+
+@app.command()
+def predict(
+    run_directory: RunArgument,
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts to answer.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="Answer the rows of a file instead.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="For --file: a .csv, .jsonl or .parquet file to write.")
+    ] = None,
+) -> None:
+    """Answer new texts, or the rows of a file."""
+    if bool(texts) == (file is not None):
+        raise typer.BadParameter("give either texts, or --file FILE with --output FILE")
+    if file is None and output is not None:
+        raise typer.BadParameter("--output has an effect only with --file")
+    if file is not None and output is None:
+        raise typer.BadParameter("--file needs --output FILE (.csv, .jsonl or .parquet)")
+    _refuse_existing(output)
+    _log_to_terminal()
+    from hf_llm_recipes.judging import predict_file
+    from hf_llm_recipes.predictor import Predictor
+
+    if file is None:
+        answers = Predictor.load(run_directory).predict(texts)
+        _print_answers(texts, answers)
+        return
+    count = predict_file(run_directory, file, output)
+    typer.echo(f"{count:,} rows answered: {output}")
+
+
+def _show_model(words: list[str]) -> None:
+    _log_to_terminal()
+    import torch
+
+    from hf_llm_recipes.drawing import draw
+    from hf_llm_recipes.errors import RecipeError
+    from hf_llm_recipes.tuning._model import named_config, skeleton
+
+    if len(words) > 1:
+        raise RecipeError(f"`{words[1]}` is one word too many", hint="hf-llm-recipes show model NAME")
+    with torch.device("meta"):
+        typer.echo(draw(skeleton(named_config(words[0]))))
+
+
+def main() -> None:
+    """Entry point: errors a user can act on are printed without a traceback."""
+    sys.path.append(str(Path.cwd()))  # where a recipe's `imports:` lie; an installed script has only its own
+    try:
+        code = app(standalone_mode=False)
+        if code:  # typer returns 130 after a Ctrl-C that nobody caught
+            _exit("interrupted", code)
+    except InterruptedRunError as error:
+        _exit(error, 130)
+    except (UserError, MissingExtraError) as error:
+        _exit(error, 1)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        _exit("interrupted", 130)
+    except USAGE_ERROR as error:
+        error.show()
+        sys.exit(error.exit_code)
+
+
+def _exit(error: object, code: int) -> None:
+    typer.echo(str(error), err=True)
+    sys.exit(code)
+
+
+def _refuse_existing(output: Path | None) -> None:
+    if output is not None and output.exists():
+        from hf_llm_recipes.errors import RunError
+
+        raise RunError("exists already; nothing was changed", where=str(output), hint="name another file")
+
+
+def _log_to_terminal() -> None:
+    """Our own sentences go to stderr; the libraries' warnings only when they are errors."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours = logging.getLogger("hf_llm_recipes")
+    ours.handlers, ours.propagate = [handler], False
+    ours.setLevel(logging.INFO)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # upstream's notes to its own callers
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def _show_result(done, recipe) -> None:
+    from rich.console import Console
+
+    from hf_llm_recipes import evaluation, rundir
+
+    console = Console()
+    console.print(evaluation.format_table(done.metrics["test"]))
+    training = done.metrics["training"]
+    peak = ", ".join(f"{v:.2f} GiB {k}" for k, v in training["peak_memory_gib"].items())
+    console.print(
+        f"{training['steps']:,} steps in {training['minutes']:.2f} minutes, peak memory {peak}",
+        highlight=False,
+    )
+    examples = recipe.section("task").get("examples")
+    if examples:
+        from hf_llm_recipes.predictor import Predictor
+
+        _print_answers(examples, Predictor.load(done.path).predict(examples))
+    console.print(f"\nresults: {done.path}", highlight=False, soft_wrap=True)
+    for name, what in (
+        (rundir.METRICS, "every figure, with intervals"),
+        (rundir.PREDICTIONS, "each test row with its probabilities"),
+        (rundir.MODEL, "the model, for from_pretrained"),
+        (rundir.CARD, "the model card"),
+    ):
+        console.print(f"  {name:<20} {what}", highlight=False)
+
+
+def _print_answers(texts: list[str], answers: list[dict]) -> None:
+    for text, answer in zip(texts, answers, strict=True):
+        if "label" in answer:
+            said = f"{answer['label']} ({answer['probability']:.2f})"
+        elif "labels" in answer:
+            said = ", ".join(answer["labels"]) or "none"
+        else:
+            said = f"{answer['value']:.4f}"
+        typer.echo(f"{said}  <-  {text}")
+
+
+if __name__ == "__main__":
+    main()

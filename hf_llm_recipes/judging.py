@@ -1,0 +1,94 @@
+"""Judging and using a finished run: its test split again, or rows from a file."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hf_llm_recipes.errors import DataError, RunError
+from hf_llm_recipes.predictor import Predictor
+from hf_llm_recipes.recipe import Recipe
+from hf_llm_recipes.rundir import RunDirectory
+
+WRITERS = {".csv": "to_csv", ".jsonl": "to_json", ".parquet": "to_parquet"}
+
+
+def evaluate_run(directory: str | Path, data: str | Path | None = None) -> dict[str, Any]:
+    """Returns the full metrics of a finished run.
+
+    Args:
+        directory: A run directory.
+        data: A labeled file with the columns of the run's data; None for the run's test split.
+
+    Raises:
+        RunError: no finished run.
+        DataError: rows that cannot be used.
+    """
+    run = RunDirectory.existing(directory)
+    predictor = Predictor.load(directory)
+    rows = _test_rows(run.recipe(), predictor) if data is None else _file_rows(run.recipe(), data)
+    with _said_of(data):
+        logits, labels = predictor.logits(rows, labeled=True)
+    return predictor.task.judge(logits, labels, predictor.model.config)
+
+
+def predict_file(directory: str | Path, source: str | Path, target: str | Path) -> int:
+    """Answers every row of a file and writes rows with answers; returns how many.
+
+    Args:
+        directory: A run directory.
+        source: Rows with the task's columns, in any format that ``data:`` reads.
+        target: ``.csv``, ``.jsonl`` or ``.parquet``; written to the side and renamed.
+
+    Raises:
+        RunError: no finished run, or a format that cannot be written.
+        DataError: rows that cannot be used.
+    """
+    target = Path(target)
+    if target.suffix not in WRITERS:
+        raise RunError(f"cannot write `{target.suffix}` files", where=str(target), allowed=", ".join(WRITERS))
+    predictor = Predictor.load(directory)
+    recipe = RunDirectory.existing(directory).recipe()
+    rows = _file_rows(recipe, source)
+    with _said_of(source):
+        answers = predictor.predict(rows)
+    for key in answers[0]:
+        column = f"predicted_{key}"
+        if column in rows.column_names:
+            raise RunError(f"the file has a column `{column}` already", where=str(source), hint="rename it")
+        rows = rows.add_column(column, [answer[key] for answer in answers])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    side = target.with_name(f".{target.name}.part")
+    getattr(rows, WRITERS[target.suffix])(str(side))
+    os.replace(side, target)
+    return len(answers)
+
+
+@contextmanager
+def _said_of(path: str | Path | None) -> Iterator[None]:
+    """Names the file where the task says "data"."""
+    try:
+        yield
+    except DataError as error:
+        if path is None or error.where is None:
+            raise
+        where = re.sub("^data(?=$|, )", lambda found: str(path), error.where)
+        raise DataError(error.what, where=where, allowed=error.allowed, hint=error.hint) from error
+
+
+def _test_rows(recipe: Recipe, predictor: Predictor) -> Any:
+    from hf_llm_recipes.data.loading import Source, load
+
+    source = recipe.build("data", cls=Source)
+    return load(source, stratify_by=predictor.task.stratify_by).test
+
+
+def _file_rows(recipe: Recipe, path: str | Path) -> Any:
+    from hf_llm_recipes.data.loading import Source, read_rows
+
+    source = recipe.build("data", cls=Source)
+    return read_rows(path, source=source)

@@ -1,0 +1,613 @@
+"""Recipe -> run directory: the one place where the axes meet and registries are looked up.
+
+Notable:
+- ``plan`` binds every section to its class before anything is loaded, so that a typo costs seconds.
+- The run directory is made only once data and model are ready; a run that fails before its first
+  checkpoint leaves none.
+- The saved model is loaded again and must give the logits that were judged.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import importlib
+import json
+import logging
+import shutil
+import signal
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_llm_recipes import assets, evaluation, rundir
+from hf_llm_recipes.errors import InterruptedRunError, RecipeError, RunError
+from hf_llm_recipes.recipe import Recipe
+from hf_llm_recipes.registry import CALLBACKS, METHODS, TASKS, TUNINGS
+from hf_llm_recipes.rundir import RunDirectory
+
+log = logging.getLogger("hf_llm_recipes")
+
+SEED = 42
+# Where upstream's default would surprise: no log on short runs, a NaN shown as 0.0, a resume
+# that forgets the callbacks' counters, checkpoints without end.
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "logging_steps": 10,
+    "logging_nan_inf_filter": False,
+    "restore_callback_states_from_checkpoint": True,
+    "save_total_limit": 2,
+    "per_device_eval_batch_size": 32,
+}
+TRAINER_REFUSED = {
+    "output_dir": "set the top-level key `output`",
+    "seed": "set the top-level key `seed`",
+    "resume_from_checkpoint": "set the top-level key `resume: true`, with `output`",
+    "do_train": "it has no effect here",
+    "do_eval": "it has no effect here",
+    "do_predict": "it has no effect here",
+    "push_to_hub": "push the run's model/ folder when it is done: `hf upload USER/NAME RUN/model`",
+    "hub_model_id": "push the run's model/ folder when it is done: `hf upload USER/NAME RUN/model`",
+    "hub_token": "log in with `hf auth login`; a recipe holds no secrets",
+    "use_cache": "the task decides it",
+    "remove_unused_columns": "the task hands over only what the model takes",
+    "label_names": "the task decides it",
+}
+RELOAD_TOLERANCE = {"float32": 1e-3, "half": 0.1, "int8": 1e-3}  # on logits
+
+
+@dataclass
+class Plan:
+    """A recipe with every section bound to the class that reads it.
+
+    Args:
+        recipe: The recipe with the defaults of our own classes written out.
+        source: ``data.loading.Source``.
+        model: ``tuning._model.ModelSource``.
+        task: A registered task.
+        tuning: A registered tuning.
+        quantization: Arguments of ``BitsAndBytesConfig``, or None.
+        method: A registered method.
+        trainer: Arguments of the method's ``arguments_class``, checked.
+        callbacks: Registered callbacks, one instance each.
+        readers: For every section the class that reads it.
+    """
+
+    recipe: Recipe
+    source: Any
+    model: Any
+    task: Any
+    tuning: Any
+    quantization: dict[str, Any] | None
+    method: Any
+    trainer: dict[str, Any]
+    callbacks: list[Any]
+    readers: dict[str, str]
+
+    @property
+    def seed(self) -> int:
+        """Of every random source."""
+        return self.recipe.get("seed", SEED)
+
+
+@dataclass
+class Run:
+    """A finished run.
+
+    Args:
+        path: Its directory.
+        metrics: What ``metrics.json`` holds.
+    """
+
+    path: Path
+    metrics: dict[str, Any]
+
+
+def plan(recipe: Recipe) -> Plan:
+    """Binds every section of a recipe to its class.
+
+    Raises:
+        RecipeError: a key, type or value that its class does not take, with file and line.
+    """
+    from hf_llm_recipes.data.loading import Source
+    from hf_llm_recipes.tuning._model import ModelSource
+
+    _import_user_modules(recipe)
+    for needed in ("model", "data", "task"):
+        if not recipe.section(needed):
+            raise RecipeError(f"{needed} is missing", where=recipe.source, hint=f"add a `{needed}:` section")
+    task_class = recipe.named(TASKS, "task")
+    tuning_class = recipe.named(TUNINGS, "tuning", default="full")
+    method_class = recipe.named(METHODS, "method", default="supervised")
+    model = recipe.build("model", cls=ModelSource)
+    source = recipe.build("data", cls=Source)
+    task = recipe.build("task", cls=task_class, named=True)
+    tuning = recipe.build(
+        "tuning", cls=tuning_class, rest=tuning_class.rest(), named=True, refused=tuning_class.refused()
+    )
+    method = recipe.build("method", cls=method_class, named=True)
+    quantization = _quantization(recipe)
+    trainer = _trainer(recipe, method_class)
+    callbacks, callback_readers = _callbacks(recipe)
+    readers = {
+        "model": ModelSource,
+        "tuning": (tuning_class, tuning_class.rest()),
+        "data": Source,
+        "task": task_class,
+        "method": method_class,
+        "trainer": method_class.arguments_class(),
+    }
+    if quantization is not None:
+        from transformers import BitsAndBytesConfig
+
+        readers["quantization"] = BitsAndBytesConfig
+    bound = {"model": model, "data": source, "task": task, "tuning": tuning, "method": method}
+    return Plan(
+        recipe=_resolved(recipe, bound, trainer),
+        source=source,
+        model=model,
+        task=task,
+        tuning=tuning,
+        quantization=quantization,
+        method=method,
+        trainer=trainer,
+        callbacks=callbacks,
+        readers={k: _class_path(v) for k, v in readers.items()} | callback_readers,
+    )
+
+
+def run(recipe: Recipe | str | Path, *overrides: str) -> Run:
+    """Trains, evaluates and saves what a recipe describes.
+
+    Args:
+        recipe: A recipe, its file, or the name of a shipped one (``"quickstart"``).
+        *overrides: ``"trainer.max_steps=20"`` and the like.
+
+    Returns:
+        The run with its directory and metrics.
+
+    Raises:
+        RecipeError: the recipe is wrong.
+        DataError: the data cannot be used.
+        RunError: directory, disk, model or device.
+        InterruptedRunError: Ctrl-C or SIGTERM; a checkpoint was saved.
+    """
+    if not isinstance(recipe, Recipe):
+        from hf_llm_recipes.shipped import find_recipe
+
+        recipe = Recipe.load(find_recipe(str(recipe)), overrides)
+    elif overrides:
+        recipe = copy.deepcopy(recipe)
+        for override in overrides:
+            recipe.override(override)
+    return _Runner(plan(recipe)).run()
+
+
+class _Runner:
+    """One run from plan to directory; holds what the steps hand on."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.started = time.monotonic()
+        self.notes: list[str] = []
+
+    def run(self) -> Run:
+        """The steps in order."""
+        output, resume = self.plan.recipe.get("output"), self.plan.recipe.get("resume", False)
+        self.directory = _resumable(self.plan, output) if resume else None
+        if output is not None and not resume:
+            rundir.check_new(output)
+        self._prepare()
+        checkpoint = self._open(output)
+        self._train(checkpoint)
+        return self._finish()
+
+    def _prepare(self) -> None:
+        """Data, features and model; nothing is written yet."""
+        from transformers import set_seed
+
+        from hf_llm_recipes.data.loading import load
+        from hf_llm_recipes.tuning import _model
+
+        plan = self.plan
+        set_seed(plan.seed)
+        self.tokenizer = _model.load_tokenizer(plan.model)
+        base_config = plan.recipe.located(lambda: _model.load_config(plan.model, {}, self.tokenizer), "model")
+        self.loaded = plan.recipe.located(
+            lambda: load(plan.source, stratify_by=plan.task.stratify_by), "data"
+        )
+        self._say(self.loaded.description.get("notes", []))
+        self.prepared = plan.recipe.located(
+            lambda: plan.task.prepare(self.loaded, self.tokenizer, base_config), "task"
+        )
+        self._say(self.prepared.notes)
+        self.precision = _model.choose_precision(plan.model.dtype, frozen_base=plan.tuning.uses_adapter)
+        self._say([self.precision.reason])
+        set_seed(plan.seed)  # the head's initial weights do not depend on how the data was read
+        self.built = plan.recipe.located(self._build_model, "tuning")
+        self._say(self.built.notes)
+        self.parameters = _model.count_parameters(self.built.model)
+        trainable, total = self.parameters["trainable"], self.parameters["total"]
+        self._say([f"training {trainable:,} of {total:,} weights ({100 * trainable / total:.2f} %)"])
+
+    def _build_model(self) -> Any:
+        from hf_llm_recipes.tuning import _model
+
+        return _model.build(
+            self.plan.model,
+            auto_class=self.plan.task.auto_class,
+            task_type=self.plan.task.peft_task_type,
+            updates=self.prepared.config,
+            tokenizer=self.tokenizer,
+            tuning=self.plan.tuning,
+            quantization=self.plan.quantization,
+            precision=self.precision,
+        )
+
+    def _open(self, output: str | None) -> Path | None:
+        """Makes (or takes up) the directory; returns the checkpoint to go on from."""
+        place = Path(output) if output else Path("runs")
+        rundir.need_space(place, self._bytes_on_disk(), "the checkpoints and the model")
+        self.resumed = self.directory is not None
+        if self.directory is None:
+            self.directory = RunDirectory.create(output, self.plan.recipe.name)
+            self.directory.write_text(rundir.RECIPE, _recipe_text(self.plan))
+        checkpoint = self.directory.last_checkpoint() if self.resumed else None
+        if self.resumed:
+            self._say(
+                [f"going on from {checkpoint.name}" if checkpoint else "no checkpoint yet: starting anew"]
+            )
+        self.directory.write_json(rundir.ENVIRONMENT, self._environment())
+        return checkpoint
+
+    def _bytes_on_disk(self) -> int:
+        """A generous bound: each checkpoint holds trained weights and two moments, plus the model."""
+        limit = self.plan.trainer.get("save_total_limit") or 2
+        whole = 0 if self.plan.tuning.uses_adapter else self.parameters["total"]
+        trained = self.parameters["trainable"]
+        return 4 * ((limit + 1) * (max(whole, trained) + 2 * trained) + max(whole, trained))
+
+    def _train(self, checkpoint: Path | None) -> None:
+        from hf_llm_recipes.callbacks.graceful_stop import GracefulStop
+        from hf_llm_recipes.callbacks.log_file import LogFile
+
+        stop = GracefulStop()
+        callbacks = [LogFile(str(self.directory / rundir.LOG)), stop, *self.plan.callbacks]
+        advice = "free some space; then " + self.directory.resume_command()
+        try:
+            with rundir.full_disk_told(self.directory.path, advice):
+                self.trainer = self.plan.recipe.located(lambda: self._trainer(callbacks), "trainer")
+                result = self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except BaseException:
+            self._leave_nothing_empty()
+            raise
+        finally:
+            stop.restore()
+        self.train_result = result
+        state = self.trainer.state
+        if stop.received is not None and state.global_step < state.max_steps:
+            raise InterruptedRunError(
+                f"stopped by {signal.Signals(stop.received).name} after step "
+                f"{state.global_step}; a checkpoint was saved",
+                where=str(self.directory.path),
+                hint=f"to go on: {self.directory.resume_command()}",
+            )
+
+    def _trainer(self, callbacks: list[Any]) -> Any:
+        from hf_llm_recipes.methods.base import Parts
+
+        arguments = self.plan.method.arguments_class()(
+            **{**_device_defaults(), **self.precision.trainer, **self.plan.trainer},
+            output_dir=str(self.directory / rundir.CHECKPOINTS),
+            seed=self.plan.seed,
+        )
+        return self.plan.method.build(
+            Parts(
+                model=self.built.model,
+                arguments=arguments,
+                train=self.prepared.train,
+                eval=self.prepared.eval,
+                collator=self.prepared.collator,
+                compute_metrics=self.plan.task.quick_metrics,
+                compute_loss=self.plan.recipe.located(
+                    lambda: self.plan.task.loss(arguments.label_smoothing_factor), "trainer"
+                ),
+                processing_class=self.tokenizer,
+                callbacks=callbacks,
+            )
+        )
+
+    def _leave_nothing_empty(self) -> None:
+        """Takes the directory away again where a new run failed before its first checkpoint."""
+        if not self.resumed and self.directory.last_checkpoint() is None:
+            shutil.rmtree(self.directory.path, ignore_errors=True)
+
+    def _finish(self) -> Run:
+        """Saves the model, judges it on the test split, writes everything else."""
+        directory, plan = self.directory, self.plan
+        advice = "free some space; then " + directory.resume_command()
+        with rundir.full_disk_told(directory.path, advice):
+            with directory.replacing(rundir.MODEL) as folder:
+                self._save_model(folder)
+            logits, labels = self._predict_test()
+            config = self.built.model.config
+            metrics = {
+                "test": plan.task.judge(logits, labels, config),
+                "training": self._training_figures(),
+                "data": self.prepared.findings,
+                "reload": self._reload(logits),
+            }
+            plan.task.write_predictions(
+                directory / rundir.PREDICTIONS,
+                self.loaded.test,
+                logits,
+                labels,
+                config,
+            )
+            evaluation.write_metrics(directory / rundir.METRICS, metrics)
+            self._write_card(metrics)
+        _check_reload(metrics["reload"], directory)
+        return Run(directory.path, metrics)
+
+    def _predict_test(self) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and labels of the test split in its own order, computed longest rows first.
+
+        The Trainer (5.23) applies ``train_sampling_strategy: group_by_length`` to ``predict`` too and
+        gives the answers back in the shuffled order, which would put them beside the wrong rows.
+        """
+        self.trainer.args.train_sampling_strategy = "sequential"
+        features = self.prepared.test
+        order = np.argsort([-len(ids) for ids in features["input_ids"]], kind="stable")
+        found = self.trainer.predict(features.select(order))
+        logits = found.predictions[0] if isinstance(found.predictions, tuple) else found.predictions
+        back = np.argsort(order, kind="stable")
+        return np.asarray(logits)[back], np.asarray(found.label_ids)[back]
+
+    def _save_model(self, folder: Path) -> None:
+        from hf_llm_recipes.predictor import save_record
+
+        model = self.trainer.model
+        if getattr(model.config, "model_type", "").startswith("hlr_") and not self.plan.tuning.uses_adapter:
+            type(model.config).register_for_auto_class()  # its code travels with the weights
+            type(model).register_for_auto_class(self.plan.task.auto_class)
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        values = self.plan.recipe.values
+        task = {k: v for k, v in self.plan.recipe.section("task").items() if k != "examples"}
+        save_record(
+            folder,
+            task=task,
+            config=self.prepared.config,
+            model=values["model"],
+            quantization=self.built.quantization,
+        )
+
+    def _training_figures(self) -> dict[str, Any]:
+        state, figures = self.trainer.state, self.train_result.metrics
+        return {
+            "steps": state.global_step,
+            "epochs": round(state.epoch or 0.0, 3),
+            "loss": figures.get("train_loss"),
+            "minutes": figures.get("train_runtime", 0.0) / 60,
+            "samples_per_second": figures.get("train_samples_per_second"),
+            "best_metric": state.best_metric,
+            "peak_memory_gib": rundir.peak_memory_gib(),
+            "parameters": self.parameters,
+        }
+
+    def _reload(self, logits: np.ndarray) -> dict[str, Any]:
+        """Loads ``model/`` as a user would and compares logits on the first rows of the test split."""
+        from hf_llm_recipes.predictor import Predictor
+
+        rows = self.loaded.test.select(range(min(16, len(self.loaded.test))))
+        again, _ = Predictor.load(self.directory / rundir.MODEL).logits(rows, labeled=False)
+        kind = "int8" if (self.plan.quantization or {}).get("load_in_8bit") else "float32"
+        mixed = self.trainer.args.bf16 or self.trainer.args.fp16  # the reloaded model computes unmixed
+        if mixed or str(self.precision.weights) != "torch.float32":
+            kind = "half"
+        judged = logits[: len(again)].reshape(again.shape)
+        trained = judged
+        if kind == "int8":  # its arithmetic depends on the batch: compare in the same batches
+            in_memory = Predictor(self.trainer.model.eval(), self.tokenizer, self.plan.task)
+            trained, _ = in_memory.logits(rows, labeled=False)
+        return {
+            "rows": len(again),
+            "logits_max_difference": float(np.abs(again - trained).max()),
+            "tolerance": RELOAD_TOLERANCE[kind],
+            "judged_max_difference": float(np.abs(again - judged).max()),
+        }
+
+    def _write_card(self, metrics: dict[str, Any]) -> None:
+        from hf_llm_recipes.card import model_card
+
+        self.directory.write_text(rundir.CARD, model_card(self._card_info(metrics)))
+        shutil.copy(self.directory / rundir.CARD, self.directory / rundir.MODEL / rundir.CARD)
+
+    def _card_info(self, metrics: dict[str, Any]) -> Any:
+        from hf_llm_recipes.card import CardInfo
+
+        plan, config = self.plan, self.built.model.config
+        names = None
+        if getattr(plan.task, "problem", None) != "regression":
+            names = [config.id2label[i] for i in range(config.num_labels)]
+        return CardInfo(
+            name=plan.recipe.name,
+            task=plan.recipe.section("task")["name"],
+            pipeline_tag=plan.task.pipeline_tag,
+            base_model=plan.model.label,
+            tuning=plan.recipe.section("tuning").get("name", "full"),
+            quantization=self.built.quantization,
+            weights_format="peft" if plan.tuning.uses_adapter else "transformers",
+            label_names=names,
+            problem=plan.task.problem,
+            data=self.loaded.description,
+            metrics=metrics["test"],
+            recipe_text=_recipe_text(plan),
+            base_model_license=assets.license_of(plan.model.name),
+            environment=json.loads((self.directory / rundir.ENVIRONMENT).read_text(encoding="utf-8")),
+            minutes=metrics["training"]["minutes"],
+            peak_memory_gib=metrics["training"]["peak_memory_gib"],
+            command=f"hf-llm-recipes run {rundir.RECIPE}",
+            max_length=getattr(plan.task, "max_length", None),
+            trust_remote_code=plan.model.trust_remote_code,
+        )
+
+    def _environment(self) -> dict[str, Any]:
+        return {
+            **rundir.environment(),
+            "seed": self.plan.seed,
+            "dtype": str(self.precision.weights).removeprefix("torch."),
+            "dtype_reason": self.precision.reason,
+            "data": self.loaded.description,
+            "model": {
+                "name": self.plan.model.name,
+                "fingerprint": _weights_fingerprint(self.plan.model.path),
+            },
+            "notes": self.notes,
+        }
+
+    def _weights_fingerprint(self) -> str | None:
+        return None if self.plan.model.architecture else _weights_fingerprint(self.plan.model.path)
+
+    def _say(self, sentences: Iterable[str]) -> None:
+        for sentence in sentences:
+            self.notes.append(sentence)
+            log.info(sentence)
+
+
+def _import_user_modules(recipe: Recipe) -> None:
+    for module in recipe.get("imports", []):
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise RecipeError(
+                f"imports: `{module}` cannot be imported: {error}",
+                where=recipe.where("imports"),
+                hint="it must be importable from the folder you run in",
+            ) from error
+
+
+def _quantization(recipe: Recipe) -> dict[str, Any] | None:
+    if not recipe.section("quantization"):
+        return None
+    from transformers import BitsAndBytesConfig
+
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        from hf_llm_recipes.errors import MissingExtraError
+
+        raise MissingExtraError("bitsandbytes", "quantization") from error
+    given = recipe.arguments("quantization", cls=BitsAndBytesConfig)
+    recipe.located(lambda: BitsAndBytesConfig(**given), "quantization")
+    if bool(given.get("load_in_4bit")) == bool(given.get("load_in_8bit")):
+        raise RecipeError(
+            "quantization chooses neither or both of the widths",
+            where=recipe.where("quantization"),
+            allowed="load_in_4bit: true, or load_in_8bit: true",
+        )
+    return given
+
+
+def _trainer(recipe: Recipe, method_class: type) -> dict[str, Any]:
+    arguments = method_class.arguments_class()
+    given = recipe.arguments("trainer", cls=arguments, refused=TRAINER_REFUSED)
+    resolved = {**TRAINER_DEFAULTS, **given}
+    recipe.located(
+        lambda: arguments(**{**_device_defaults(), **resolved}, output_dir="checkpoints"), "trainer"
+    )
+    return resolved
+
+
+def _callbacks(recipe: Recipe) -> tuple[list[Any], dict[str, str]]:
+    made, readers = [], {}
+    for i in range(len(recipe.get("callbacks", []))):
+        cls = recipe.named(CALLBACKS, "callbacks", i)
+        made.append(recipe.build("callbacks", i, cls=cls, named=True))
+        readers[f"callbacks.{i}"] = _class_path(cls)
+    return made, readers
+
+
+def _device_defaults() -> dict[str, Any]:
+    """What upstream asks a user to say on a machine without an accelerator."""
+    import torch
+
+    cpu = not torch.accelerator.is_available()
+    return {"use_cpu": cpu, "dataloader_pin_memory": not cpu}
+
+
+def _resolved(recipe: Recipe, bound: dict[str, Any], trainer: dict[str, Any]) -> Recipe:
+    """A copy with the defaults of our own classes written out, upstream's left to upstream."""
+    copied = copy.deepcopy(recipe)
+    names = {"tuning": "full", "method": "supervised"}
+    for key, instance in bound.items():
+        section = dict(recipe.section(key))
+        if key in names:
+            section.setdefault("name", names[key])
+        if dataclasses.is_dataclass(instance):
+            section |= {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance) if f.init}
+        copied.values[key] = {k: v for k, v in section.items() if v is not None}
+    copied.values["trainer"] = trainer
+    copied.values.setdefault("seed", SEED)
+    return copied
+
+
+def _recipe_text(plan: Plan) -> str:
+    """The resolved recipe, without the keys that belong to this one run."""
+    kept = copy.deepcopy(plan.recipe)
+    kept.values.pop("output", None)
+    kept.values.pop("resume", None)
+    return (
+        f"# {plan.recipe.name} as it was run; run it again with: hf-llm-recipes run {rundir.RECIPE}\n"
+        + kept.dump()
+    )
+
+
+def _resumable(plan: Plan, output: str | None) -> RunDirectory:
+    if output is None:
+        raise RecipeError("resume needs to know which run", hint="add output=DIR")
+    directory = RunDirectory.existing(output)
+    if (directory / rundir.METRICS).is_file():
+        raise RunError(
+            "this run has finished already", where=output, hint="choose another output for a new one"
+        )
+    differences = directory.recipe().differences(plan.recipe)
+    if differences:
+        raise RecipeError(
+            "the run was started with another recipe:\n    " + "\n    ".join(differences),
+            where=output,
+            hint=f"{directory.resume_command()}, or another output for a new run",
+        )
+    return directory
+
+
+def _check_reload(found: dict[str, Any], directory: RunDirectory) -> None:
+    if not found["logits_max_difference"] <= found["tolerance"]:
+        raise RunError(
+            f"the saved model gives other answers than the trained one: logits differ by "
+            f"{found['logits_max_difference']:.3g} (allowed: {found['tolerance']:.3g})",
+            where=str(directory / rundir.MODEL),
+            hint="do not ship it; the checkpoints hold the trained weights. Please report this recipe",
+        )
+
+
+def _weights_fingerprint(path: str) -> str | None:
+    """SHA-256 over the safetensors files of a folder; None for a Hub id, whose commit stands for it."""
+    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 20):
+                digest.update(block)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _class_path(found: Any) -> str:
+    classes = found if isinstance(found, tuple) else (found,)
+    return " + ".join(f"{c.__module__}.{c.__qualname__}" for c in classes if c is not None)

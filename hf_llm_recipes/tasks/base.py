@@ -1,0 +1,90 @@
+"""The base of a task: what is predicted, from which columns, and how it is judged."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+
+@dataclass
+class Prepared:
+    """Rows turned into features.
+
+    Args:
+        train: Features to train on.
+        eval: Features looked at during training.
+        test: Features touched once, at the end.
+        config: Values for the model's configuration (labels, problem type).
+        collator: Rows -> a batch.
+        findings: Counts that a user should see (rows cut, empty texts), JSON-able.
+        notes: The same in sentences.
+    """
+
+    train: Any
+    eval: Any
+    test: Any
+    config: dict[str, Any]
+    collator: Any
+    findings: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class Task(ABC):
+    """Turns rows into features and logits into a judgement.
+
+    A subclass is a dataclass whose fields are the keys of the recipe's ``task:`` section.
+    """
+
+    auto_class: ClassVar[str]  # of transformers, e.g. "AutoModelForSequenceClassification"
+    peft_task_type: ClassVar[str]  # of peft, e.g. "SEQ_CLS"
+    pipeline_tag: ClassVar[str]  # of the Hub, e.g. "text-classification"
+
+    @property
+    @abstractmethod
+    def stratify_by(self) -> str | None:
+        """The column whose proportions a random split keeps."""
+
+    @abstractmethod
+    def prepare(self, loaded: Any, tokenizer: Any, model_config: Any) -> Prepared:
+        """Returns features of every split.
+
+        Args:
+            loaded: ``data.loading.Loaded``.
+            tokenizer: Of the model.
+            model_config: The checkpoint's configuration, for its maximal length.
+
+        Raises:
+            DataError: a column is missing or a row cannot be used.
+        """
+
+    @abstractmethod
+    def encode(self, rows: Any, tokenizer: Any, model_config: Any, *, labeled: bool) -> tuple[Any, dict]:
+        """Returns features and findings of new rows for a trained model, labels where asked."""
+
+    @abstractmethod
+    def loss(self, label_smoothing: float) -> Any:
+        """Returns ``(outputs, labels, num_items_in_batch=None) -> loss``, or None for the model's own.
+
+        It must be the mean over all rows of an optimizer step, however they are cut into batches.
+
+        Raises:
+            ValueError: label smoothing has no meaning here.
+        """
+
+    @abstractmethod
+    def quick_metrics(self, prediction: Any) -> dict[str, float]:
+        """The cheap metrics, for evaluations while training (``compute_metrics`` of a Trainer)."""
+
+    @abstractmethod
+    def judge(self, logits: Any, labels: Any, model_config: Any) -> dict[str, Any]:
+        """The full metrics with intervals, JSON-able."""
+
+    @abstractmethod
+    def decode(self, logits: Any, model_config: Any) -> list[dict[str, Any]]:
+        """One answer a row, with its probability or value."""
+
+    @abstractmethod
+    def write_predictions(self, path: Path, rows: Any, logits: Any, labels: Any, model_config: Any) -> None:
+        """Writes rows, labels, predictions and probabilities to a Parquet file."""

