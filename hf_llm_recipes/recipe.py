@@ -32,9 +32,10 @@ SCALARS: dict[str, Any] = {
     "resume": bool,
     "seed": int,
     "imports": list[str],
+    "compare": bool,
 }
-SECTIONS = ("model", "tuning", "quantization", "data", "task", "method", "trainer")
-LISTS = ("callbacks",)
+SECTIONS = ("model", "tuning", "quantization", "data", "task", "method", "algorithm", "trainer")
+LISTS = ("augmentation", "stages", "callbacks")
 TOP_KEYS = (*SCALARS, *SECTIONS, *LISTS)
 MAX_NODES = 10_000  # a recipe has some dozens; this bounds alias bombs
 MAX_DEPTH = 20
