@@ -7,28 +7,23 @@ Notable:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import datasets
 import numpy as np
 from datasets import IterableDataset
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
 from hf_llm_recipes import evaluation
-from hf_llm_recipes.errors import DataError, did_you_mean
+from hf_llm_recipes.errors import DataError
 from hf_llm_recipes.registry import TASKS
 from hf_llm_recipes.tasks import _labels
+from hf_llm_recipes.tasks._rows import bar_if_long, check_columns, column_names, input_length
 from hf_llm_recipes.tasks.base import Prepared, Task
 
-OFFSET_POSITIONS = {  # number positions from pad_token_id + 1
-    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "xmod"),
-    *("longformer", "mpnet", "data2vec-text", "ibert"),
-}
 FEATURES = ["input_ids", "attention_mask", "token_type_ids", "labels"]
 
 
@@ -174,15 +169,7 @@ class TextClassification(Task):
         labels = self.label if isinstance(self.label, list) else [self.label]
         wanted = [("text", self.text), ("text_pair", self.text_pair)]
         wanted += [("label", name) for name in labels] if labeled else []
-        names = _column_names(rows)
-        for key, column in wanted:
-            if column is not None and column not in names:
-                raise DataError(
-                    f"there is no column `{column}`{did_you_mean(column, names)}",
-                    where=where,
-                    allowed=", ".join(names),
-                    hint=f"name it in `task.{key}`, or rename it in `data.columns`",
-                )
+        check_columns(rows, wanted, where)
 
     def _names(self, loaded: Any) -> list[str]:
         if self.problem == "regression":
@@ -229,13 +216,7 @@ class TextClassification(Task):
         }
 
     def _length(self, tokenizer: Any, model_config: Any) -> int:
-        most = min(tokenizer.model_max_length, _positions(model_config))
-        if self.max_length is not None and self.max_length > most:
-            raise DataError(
-                f"max_length is {self.max_length}, but the model takes {most} tokens",
-                allowed=f"3 to {most}",
-            )
-        return self.max_length or most
+        return input_length(self.max_length, tokenizer, model_config)
 
     def _features(
         self, rows: Any, tokenizer: Any, length: int, names: list[str] | None, where: str
@@ -255,9 +236,9 @@ class TextClassification(Task):
             return made
 
         if isinstance(rows, IterableDataset):
-            made = rows.map(encode, with_indices=True, batched=True, remove_columns=_column_names(rows))
+            made = rows.map(encode, with_indices=True, batched=True, remove_columns=column_names(rows))
             return made.remove_columns(["_cut", "_empty"]), {"rows": "a stream"}
-        with _bar_if_long(len(rows)):
+        with bar_if_long(len(rows)):
             made = rows.map(
                 encode,
                 with_indices=True,
@@ -357,24 +338,6 @@ def _tokens_cut(tokenizer: Any, texts: list[list[str]], kept: list[list[int]], l
     return cut
 
 
-@contextmanager
-def _bar_if_long(rows: int) -> Iterator[None]:
-    """Shows the progress bar of ``map`` only where it can be seen to move."""
-    hide = rows < 2000 and not datasets.are_progress_bars_disabled()
-    if hide:
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if hide:
-            datasets.enable_progress_bars()
-
-
-def _column_names(rows: Any) -> list[str]:
-    """A stream may not know its columns before its first row."""
-    return rows.column_names or list(next(iter(rows), {}))
-
-
 def _logits(predictions: Any) -> np.ndarray:
     """Some models return hidden states behind the logits; the Trainer then gives a tuple."""
     return np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
@@ -384,18 +347,6 @@ def _flag(value: Any, *, where: str) -> float:
     if value in (0, 1, "0", "1", True, False):
         return float(int(value))
     raise DataError(f"label {value!r} is no flag", where=where, allowed="0 or 1")
-
-
-def _positions(model_config: Any) -> int:
-    """The longest input of a model; RoBERTa's family spends ``pad_token_id + 1`` positions."""
-    most = getattr(model_config, "max_position_embeddings", None) or getattr(
-        model_config, "n_positions", None
-    )
-    if most is None or most <= 0:  # relative positions: no bound of its own
-        return 1 << 20
-    if model_config.model_type in OFFSET_POSITIONS:
-        return most - (1 if model_config.pad_token_id is None else model_config.pad_token_id) - 1
-    return most
 
 
 def _collator(tokenizer: Any) -> Any:
