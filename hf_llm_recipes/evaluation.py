@@ -110,7 +110,9 @@ def regression(predictions_N: Any, targets_N: Any, *, bootstrap: int = 1000, see
     _resamples_allowed(bootstrap)
     predictions_N, targets_N = _regression_arrays(predictions_N, targets_N)
     values = _compute("regression", predictions_N, targets_N)
-    draws = _bootstrap(_regression_statistics(predictions_N, targets_N), len(targets_N), bootstrap, seed)
+    draws = bootstrap_intervals(
+        _regression_statistics(predictions_N, targets_N), len(targets_N), bootstrap, seed
+    )
     defined = {name for name, value in values.items() if value is not None}
     return {
         "problem": "regression",
@@ -209,7 +211,7 @@ def write_metrics(path: str | Path, metrics: Mapping[str, Any]) -> None:
     if lost:
         plain["notes"] = [*plain.get("notes", []), *lost]
     text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
-    with _written_beside(Path(path)) as beside:
+    with written_beside(Path(path)) as beside:
         beside.write_text(text + "\n", encoding="utf-8")
 
 
@@ -249,7 +251,7 @@ def write_predictions(
         ours = _classification_columns(_logits(logits), labels, label_names, problem)
     rows = len(next(iter(ours.values())))
     table = pyarrow.table({**_given_columns(columns, taken=ours, rows=rows), **ours})
-    with _written_beside(Path(path)) as beside:
+    with written_beside(Path(path)) as beside:
         pyarrow.parquet.write_table(table, beside)
 
 
@@ -494,7 +496,7 @@ def _single_label(
         "per_class": per_class,
         "labels": names,
         "confusion_matrix": confusion_matrix(labels_N, predicted_N, labels=range(len(names))).tolist(),
-        "intervals_95": _bootstrap(statistics, len(labels_N), bootstrap, seed),
+        "intervals_95": bootstrap_intervals(statistics, len(labels_N), bootstrap, seed),
         "notes": _classification_notes(len(labels_N), scores["accuracy"], per_class),
     }
 
@@ -520,7 +522,7 @@ def _multi_label(
         "calibration": _calibration(confidence, (predicted_NC == labels_NC).ravel(), means["brier"]),
         "per_class": per_class,
         "labels": names,
-        "intervals_95": _bootstrap(statistics, len(labels_NC), bootstrap, seed),
+        "intervals_95": bootstrap_intervals(statistics, len(labels_NC), bootstrap, seed),
         "notes": _classification_notes(len(labels_NC), scores["subset_accuracy"], per_class),
     }
 
@@ -564,7 +566,9 @@ def _calibration(confidence_K: np.ndarray, correct_K: np.ndarray, brier_N: np.nd
 Statistics = Callable[[np.ndarray], dict[str, float]]  # weights_N (how often each row was drawn) -> scores
 
 
-def _bootstrap(statistics: Statistics, rows: int, resamples: int, seed: int) -> dict[str, list[float]]:
+def bootstrap_intervals(
+    statistics: Statistics, rows: int, resamples: int, seed: int
+) -> dict[str, list[float]]:
     """Returns the 2.5 and 97.5 percentiles of each score over resamples of the rows.
 
     A score that does not exist on most resamples has no interval, and one row has none at all.
@@ -738,7 +742,7 @@ def _note_lines(metrics: Mapping[str, Any]) -> list[Any]:
 
 
 @contextmanager
-def _written_beside(path: Path) -> Iterator[Path]:
+def written_beside(path: Path) -> Iterator[Path]:
     """Yields a path in the same folder, renamed to ``path`` if the block ends well and removed if not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
