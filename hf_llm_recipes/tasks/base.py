@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hf_llm_recipes.errors import DataError
+
 
 @dataclass
 class Prepared:
@@ -40,6 +42,7 @@ class Task(ABC):
     auto_class: ClassVar[str]  # of transformers, e.g. "AutoModelForSequenceClassification"
     peft_task_type: ClassVar[str]  # of peft, e.g. "SEQ_CLS"
     pipeline_tag: ClassVar[str]  # of the Hub, e.g. "text-classification"
+    processor: ClassVar[str] = "tokenizer"  # what turns rows into features: that or "image_processor"
 
     @property
     @abstractmethod
@@ -88,3 +91,31 @@ class Task(ABC):
     @abstractmethod
     def write_predictions(self, path: Path, rows: Any, logits: Any, labels: Any, model_config: Any) -> None:
         """Writes rows, labels, predictions and probabilities to a Parquet file."""
+
+    @abstractmethod
+    def collator(self, processor: Any) -> Any:
+        """Rows of features, labeled or not -> a batch."""
+
+    def outcomes(self, logits: Any, batch: dict[str, Any]) -> tuple[list, list | None]:
+        """Returns each row's logits and labels as ``judge`` and ``decode`` take them, before padding.
+
+        Args:
+            logits: Of the batch, an array.
+            batch: The batch as arrays; at least ``labels`` where there are some.
+        """
+        labels = batch.get("labels")
+        return list(logits), None if labels is None else list(labels)
+
+    def answers(self, rows: Any, logits: Any, model_config: Any) -> list[dict[str, Any]]:
+        """What ``decode`` says, with whatever of the rows makes it readable."""
+        return self.decode(logits, model_config)
+
+    def read_inputs(self, inputs: list[Any]) -> Any:
+        """Returns rows of bare inputs, such as texts.
+
+        Raises:
+            DataError: an input is none, or this task takes whole rows only.
+        """
+        raise DataError(
+            f"{inputs[0]!r} is no row", where="row 0", allowed="dicts with the task's columns, or a Dataset"
+        )

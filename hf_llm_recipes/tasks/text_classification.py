@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from transformers import DataCollatorWithPadding
 
 from hf_llm_recipes import evaluation
 from hf_llm_recipes.errors import DataError
@@ -98,7 +99,7 @@ class TextClassification(Task):
         return Prepared(
             **made,
             config=self._model_values(names),
-            collator=_collator(tokenizer),
+            collator=self.collator(tokenizer),
             findings=findings,
             notes=notes,
         )
@@ -108,6 +109,25 @@ class TextClassification(Task):
         self._check_columns(rows, "data", labeled=labeled)
         names = [model_config.id2label[i] for i in range(model_config.num_labels)] if labeled else None
         return self._features(rows, tokenizer, self._length(tokenizer, model_config), names, "data")
+
+    def collator(self, tokenizer: Any) -> Any:
+        """Rows -> a padded batch."""
+        return DataCollatorWithPadding(tokenizer)
+
+    def read_inputs(self, inputs: list[Any]) -> Dataset:
+        """Returns rows of bare texts.
+
+        Raises:
+            DataError: an input is no text.
+        """
+        for place, given in enumerate(inputs):
+            if not isinstance(given, str):
+                raise DataError(
+                    f"{given!r} is no text",
+                    where=f"row {place}",
+                    allowed="only texts, or only dicts with the task's columns",
+                )
+        return Dataset.from_dict({self.text: inputs})
 
     def loss(self, label_smoothing: float) -> Any:
         """The mean cross-entropy, binary cross-entropy or squared error over a whole optimizer step.
@@ -347,12 +367,6 @@ def _flag(value: Any, *, where: str) -> float:
     if value in (0, 1, "0", "1", True, False):
         return float(int(value))
     raise DataError(f"label {value!r} is no flag", where=where, allowed="0 or 1")
-
-
-def _collator(tokenizer: Any) -> Any:
-    from transformers import DataCollatorWithPadding
-
-    return DataCollatorWithPadding(tokenizer)
 
 
 def _sentences(split: str, found: dict[str, Any], length: int) -> list[str]:
