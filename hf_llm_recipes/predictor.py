@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, DataCollatorWithPadding
+from transformers import AutoImageProcessor, AutoTokenizer
 
 from hf_llm_recipes.errors import DataError, RunError
+from hf_llm_recipes.methods._forward import model_inputs
 from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.registry import TASKS
 from hf_llm_recipes.rundir import MODEL, RECIPE, RunDirectory
@@ -21,6 +22,7 @@ from hf_llm_recipes.tasks.base import Task
 from hf_llm_recipes.tuning import _model
 from hf_llm_recipes.tuning._model import ModelSource
 
+PADDING = -100
 RECORD = "task.json"  # beside the weights: what a loader must know that the weights do not say
 
 
@@ -29,7 +31,7 @@ class Predictor:
 
     Args:
         model: In ``eval()``.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer, or its image processor.
         task: What it predicts.
     """
 
@@ -48,26 +50,27 @@ class Predictor:
         fields = dict(record["task"])
         _import_user_modules(fields["name"], folder.parent)
         task = TASKS.get(fields.pop("name"))(**fields)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = _processor(folder, task)
         model = _model.load_saved(
             folder,
             auto_class=task.auto_class,
             source=ModelSource(**record["model"]),
             updates=_with_int_keys(record["config"]),
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=getattr(tokenizer, "pad_token_id", None),  # an image processor has none
             quantization=record["quantization"],
         )
         return cls(model, tokenizer, task)
 
-    def predict(self, rows: Sequence[str] | Sequence[dict] | Dataset, *, batch_size: int = 32) -> list[dict]:
-        """Answers texts, rows or a data set; one dict a row, in order.
+    def predict(self, rows: Sequence[Any] | Dataset, *, batch_size: int = 32) -> list[dict]:
+        """Answers bare inputs, rows or a data set; one dict a row, in order.
 
         Args:
-            rows: Texts, dicts with the task's columns, or a ``Dataset``.
+            rows: Inputs as the task takes them (texts; texts or lists of words; image files, arrays or
+                Pillow images), dicts with the task's columns, or a ``Dataset``.
             batch_size: Rows a forward.
 
         Raises:
-            DataError: a row lacks the task's columns or is no text.
+            DataError: a row lacks the task's columns, or is no such input.
         """
         if isinstance(rows, str):
             raise DataError("one text was given where a list of texts is taken", hint=f"[{rows[:40]!r}]")
@@ -75,37 +78,56 @@ class Predictor:
             return []
         data = self._dataset(rows)
         logits, _ = self.logits(data, labeled=False, batch_size=batch_size)
-        return self.task.decode(logits, self.model.config)
+        return self.task.answers(data, logits, self.model.config)
 
-    def logits(self, data: Dataset, *, labeled: bool, batch_size: int = 32) -> tuple[np.ndarray, Any]:
-        """Returns logits of shape (rows, outputs) in float32, and the labels or None."""
+    def logits(
+        self, data: Dataset, *, labeled: bool, batch_size: int = 32
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Returns logits of shape (rows, outputs) in float32, and the labels or None.
+
+        Where rows have several outputs, such as words, both are padded to the longest with −100.
+        """
         features, _ = self.task.encode(data, self.tokenizer, self.model.config, labeled=labeled)
-        labels = np.asarray(features["labels"][:]) if labeled else None
-        inputs = features.remove_columns([c for c in features.column_names if c == "labels"])
-        order = np.argsort([-len(ids) for ids in inputs["input_ids"]], kind="stable")
-        collate = DataCollatorWithPadding(self.tokenizer)
-        answers: list[Any] = [None] * len(inputs)
+        order = np.argsort(-self.task.lengths(features), kind="stable")
+        collate = self.task.collator(self.tokenizer)
+        answers: list[Any] = [None] * len(features)
+        labels: list[Any] = [None] * len(features)
         with torch.inference_mode():
             for start in range(0, len(order), batch_size):
-                chosen = order[start : start + batch_size]
-                batch = collate([inputs[int(i)] for i in chosen]).to(self.model.device)
-                for i, row in zip(chosen, self.model(**batch).logits.float().cpu().numpy(), strict=True):
-                    answers[int(i)] = row
-        return np.stack(answers), labels
+                chosen = [int(i) for i in order[start : start + batch_size]]
+                batch = dict(collate([features[i] for i in chosen]))
+                inputs = {k: v.to(self.model.device) for k, v in model_inputs(self.model, batch).items()}
+                logits = self.model(**inputs).logits.float().cpu().numpy()
+                found = self.task.outcomes(logits, {key: value.numpy() for key, value in batch.items()})
+                for i, place in enumerate(chosen):
+                    answers[place] = found[0][i]
+                    labels[place] = found[1][i] if labeled else None
+        return stacked(answers), stacked(labels) if labeled else None
 
     def _dataset(self, rows: Any) -> Dataset:
         if isinstance(rows, Dataset):
             return rows
         rows = list(rows)
-        kind = str if isinstance(rows[0], str) else dict
-        odd = next((i for i, row in enumerate(rows) if not isinstance(row, kind)), None)
+        if not isinstance(rows[0], dict):
+            return self.task.read_inputs(rows)
+        odd = next((i for i, row in enumerate(rows) if not isinstance(row, dict)), None)
         if odd is not None:
             raise DataError(
-                f"{rows[odd]!r} is no {'text' if kind is str else 'row'}",
+                f"{rows[odd]!r} is no row",
                 where=f"row {odd}",
-                allowed="only texts, or only dicts with the task's columns",
+                allowed="only bare inputs, or only dicts with the task's columns",
             )
-        return Dataset.from_dict({self.task.text: rows}) if kind is str else Dataset.from_list(rows)
+        return Dataset.from_list(rows)
+
+
+def stacked(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns arrays as one, (rows, …); of different lengths, padded behind with −100 as the Trainer pads."""
+    if len({np.shape(row) for row in rows}) == 1:
+        return np.stack(rows)
+    made = np.full((len(rows), max(map(len, rows)), *rows[0].shape[1:]), PADDING, dtype=rows[0].dtype)
+    for padded, row in zip(made, rows, strict=True):
+        padded[: len(row)] = row
+    return made
 
 
 def save_record(
@@ -136,6 +158,12 @@ def _model_folder(path: Path) -> Path:
     if not (run / MODEL / RECORD).is_file():
         raise RunError("has no model: the run has not finished", where=str(path), hint=run.resume_command())
     return run / MODEL
+
+
+def _processor(folder: Path, task: Task) -> Any:
+    if task.processor == "tokenizer":
+        return AutoTokenizer.from_pretrained(folder)
+    return AutoImageProcessor.from_pretrained(folder, backend="pil")
 
 
 def _import_user_modules(task: str, run: Path) -> None:

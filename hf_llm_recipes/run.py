@@ -215,7 +215,7 @@ class _Runner:
 
         plan = self.plan
         set_seed(plan.seed)
-        self.tokenizer = _model.load_tokenizer(plan.model)
+        self.tokenizer = _model.load_processor(plan.model, plan.task.processor)
         base_config = plan.recipe.located(lambda: _model.load_config(plan.model, {}, self.tokenizer), "model")
         self.loaded = plan.recipe.located(
             lambda: load(plan.source, stratify_by=plan.task.stratify_by), "data"
@@ -359,13 +359,17 @@ class _Runner:
         The Trainer (5.23) applies ``train_sampling_strategy: group_by_length`` to ``predict`` too and
         gives the answers back in the shuffled order, which would put them beside the wrong rows.
         """
+        from hf_llm_recipes.predictor import stacked
+
         self.trainer.args.train_sampling_strategy = "sequential"
         features = self.prepared.test
-        order = np.argsort([-len(ids) for ids in features["input_ids"]], kind="stable")
+        order = np.argsort(-self.plan.task.lengths(features), kind="stable")
         found = self.trainer.predict(features.select(order))
         logits = found.predictions[0] if isinstance(found.predictions, tuple) else found.predictions
         back = np.argsort(order, kind="stable")
-        return np.asarray(logits)[back], np.asarray(found.label_ids)[back]
+        batch = {"labels": np.asarray(found.label_ids)[back]}
+        logits, labels = self.plan.task.outcomes(np.asarray(logits)[back], batch)
+        return stacked(logits), stacked(labels)
 
     def _save_model(self, folder: Path) -> None:
         from hf_llm_recipes.predictor import save_record
@@ -409,7 +413,10 @@ class _Runner:
         mixed = self.trainer.args.bf16 or self.trainer.args.fp16  # the reloaded model computes unmixed
         if mixed or str(self.precision.weights) != "torch.float32":
             kind = "half"
-        judged = logits[: len(again)].reshape(again.shape)
+        judged = logits[: len(again)]
+        if judged.ndim == 3:  # words, padded to the longest of all test rows
+            judged = judged[:, : again.shape[1]]
+        judged = judged.reshape(again.shape)
         trained = judged
         if kind == "int8":  # its arithmetic depends on the batch: compare in the same batches
             in_memory = Predictor(self.trainer.model.eval(), self.tokenizer, self.plan.task)

@@ -87,7 +87,7 @@ def test_one_text_is_not_taken_for_its_letters(predictor):
     [
         (["a", None], "row 1: None is no text"),
         (["a", 3], "row 1: 3 is no text"),
-        ([None], "row 0: None is no row"),
+        ([None], "row 0: None is no text"),
         ([{"text": "a"}, "b"], "row 1: 'b' is no row"),
         ([{"text": None}], "data, row 0: `text` is None, not text"),
         ([{"body": "a"}], "data: there is no column `text`"),

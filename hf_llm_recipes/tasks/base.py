@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from hf_llm_recipes.errors import DataError
 
 
@@ -95,6 +97,10 @@ class Task(ABC):
     @abstractmethod
     def collator(self, processor: Any) -> Any:
         """Rows of features, labeled or not -> a batch."""
+
+    def lengths(self, features: Any) -> np.ndarray:
+        """Returns how long each row is, (rows,); rows of like length waste little when batched."""
+        return np.asarray([len(ids) for ids in features["input_ids"]])
 
     def outcomes(self, logits: Any, batch: dict[str, Any]) -> tuple[list, list | None]:
         """Returns each row's logits and labels as ``judge`` and ``decode`` take them, before padding.

@@ -15,7 +15,17 @@ from typing import Any, Literal
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ViTImageProcessorPil,
+)
 
 from hf_llm_recipes import assets
 from hf_llm_recipes.errors import RunError, did_you_mean
@@ -33,7 +43,8 @@ class ModelSource:
         architecture: Instead of ``name``: a ``model_type``, e.g. ``hlr_encoder``.
         preset: A named size of one of our architectures.
         config: Values of the architecture's configuration; a key it does not have is an error.
-        tokenizer: With ``architecture``: whose tokenizer (a Hub id, a folder, ``local/…``).
+        tokenizer: With ``architecture``: whose tokenizer (a Hub id, a folder, ``local/…``). One that
+            takes images needs none.
         revision: Commit, tag or branch on the Hub.
         dtype: Of the weights; ``auto`` takes what the device computes well.
         trust_remote_code: Runs the Python code that the checkpoint ships.
@@ -58,7 +69,7 @@ class ModelSource:
             raise ValueError("give either name (weights) or architecture (random weights), not both")
         if self.architecture is not None:
             self._check_architecture()
-            self.path = assets.resolve_model(self.tokenizer)
+            self.path = self.architecture if self.tokenizer is None else assets.resolve_model(self.tokenizer)
             return
         for key in ("preset", "config", "tokenizer"):
             if getattr(self, key) is not None:
@@ -95,8 +106,11 @@ class ModelSource:
                 f"unknown preset `{self.preset}` of {self.architecture}{near}; allowed: {allowed}"
             )
         check_config_keys(CONFIG_MAPPING[self.architecture], self.config or {})
-        if self.tokenizer is None:
+        takes_images = CONFIG_MAPPING[self.architecture] in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+        if self.tokenizer is None and not takes_images:
             raise ValueError("tokenizer is missing: an architecture without weights brings none")
+        if self.tokenizer is not None and takes_images:
+            raise ValueError(f"tokenizer has no effect on {self.architecture}, which takes images")
         if self.revision is not None:
             raise ValueError("revision has an effect only with name")
 
@@ -167,6 +181,43 @@ def _cpu_reason() -> str:
     return "this CPU has no bfloat16 or float16 arithmetic, which would run 13 to 22 times slower"
 
 
+def load_processor(source: ModelSource, kind: str):
+    """Returns what turns rows into features.
+
+    Args:
+        source: A checkpoint, or an architecture.
+        kind: ``tokenizer`` or ``image_processor`` (``Task.processor``).
+
+    Raises:
+        RunError: there is none, or it does not go with the model.
+    """
+    return load_tokenizer(source) if kind == "tokenizer" else load_image_processor(source)
+
+
+def load_image_processor(source: ModelSource):
+    """Returns the image processor of a checkpoint, or a plain one for an architecture.
+
+    The plain one resizes to the architecture's ``image_size`` and brings pixels to [−1, 1]. Both compute
+    with Pillow, whether torchvision is installed or not: the same pixels on every machine.
+
+    Raises:
+        RunError: there is none, or the architecture takes no images.
+    """
+    if source.architecture is not None:
+        config = source.fresh_config()
+        if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+            raise RunError(
+                f"{source.architecture} takes no images", hint="set `model.architecture`, e.g. to hlr_vision"
+            )
+        half = [0.5] * config.num_channels
+        size = {"height": config.image_size, "width": config.image_size}
+        return ViTImageProcessorPil(size=size, image_mean=half, image_std=half)
+    try:
+        return AutoImageProcessor.from_pretrained(source.path, backend="pil", **source.hub_arguments())
+    except (OSError, ValueError) as error:
+        raise _unloadable(source, error, "image processor") from error
+
+
 def load_tokenizer(source: ModelSource):
     """Returns the tokenizer of a source; one without a padding token pads with its end token.
 
@@ -196,21 +247,25 @@ def load_config(source: ModelSource, updates: dict[str, Any], tokenizer: Any = N
     Args:
         source: A checkpoint, or an architecture.
         updates: Values that the task sets.
-        tokenizer: Gives an architecture its vocabulary size and special tokens.
+        tokenizer: Gives an architecture its vocabulary size and special tokens; or an image processor.
 
     Raises:
         RunError: there is none, or it is not readable.
         ValueError: the architecture refuses the values.
     """
     if source.architecture is not None:
-        special = {
-            f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("pad", "bos", "eos")
-        }
-        return source.fresh_config(vocab_size=len(tokenizer), **special, **updates)
+        return source.fresh_config(**_vocabulary(tokenizer), **updates)
     try:
         return AutoConfig.from_pretrained(source.path, **source.hub_arguments(), **updates)
     except (OSError, ValueError) as error:
         raise _unloadable(source, error, "configuration") from error
+
+
+def _vocabulary(processor: Any) -> dict[str, Any]:
+    if not isinstance(processor, PreTrainedTokenizerBase):
+        return {}
+    special = {f"{kind}_token_id": getattr(processor, f"{kind}_token_id") for kind in ("pad", "bos", "eos")}
+    return {"vocab_size": len(processor), **special}
 
 
 def build(
@@ -231,7 +286,7 @@ def build(
         auto_class: E.g. ``"AutoModelForSequenceClassification"``.
         task_type: peft's name of the task.
         updates: Configuration values that the task sets, e.g. ``num_labels``.
-        tokenizer: Its padding token is set on configurations that lack one.
+        tokenizer: Its padding token is set on configurations that lack one; or an image processor.
         tuning: Which weights are trained.
         quantization: Arguments of ``BitsAndBytesConfig``; None for a full-precision base.
         precision: From ``choose_precision``.
@@ -249,7 +304,7 @@ def build(
         )
     config = load_config(source, updates, tokenizer)
     if getattr(config, "pad_token_id", None) is None:
-        config.pad_token_id = tokenizer.pad_token_id
+        config.pad_token_id = getattr(tokenizer, "pad_token_id", None)  # an image processor has none
     loader = getattr(transformers, auto_class)
     if source.architecture is not None:
         return _from_random_weights(loader, config, source, tuning, quantization, precision)
