@@ -56,7 +56,8 @@ def list_recipes() -> None:
     for one in all_recipes():
         header = [one.header.get(key, "") for key in ("task", "method", "device", "time", "result")]
         table.add_row(one.name, *header)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    wide = Console(width=1000).measure(table).maximum
+    Console(width=None if sys.stdout.isatty() else wide).print(table)
 
 
 @app.command()
@@ -78,8 +79,8 @@ def show(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     for key, value in plan.recipe.values.items():
         if key in readers:
             typer.echo(f"# read by {readers[key]}")
-        elif key == "callbacks":
-            typer.echo("# read by " + ", ".join(v for k, v in readers.items() if k.startswith("callbacks.")))
+        elif any(k.startswith(f"{key}.") for k in readers):
+            typer.echo("# read by " + ", ".join(v for k, v in readers.items() if k.startswith(f"{key}.")))
         typer.echo(dump_yaml({key: value}), nl=False)
 
 
@@ -249,6 +250,7 @@ def _show_result(done, recipe) -> None:
 
     console = Console()
     console.print(evaluation.format_table(done.metrics["test"]))
+    _show_beside(console, done.metrics)
     training = done.metrics["training"]
     peak = ", ".join(f"{v:.2f} GiB {k}" for k, v in training["peak_memory_gib"].items())
     console.print(
@@ -268,6 +270,35 @@ def _show_result(done, recipe) -> None:
         (rundir.CARD, "the model card"),
     ):
         console.print(f"  {name:<20} {what}", highlight=False)
+
+
+def _show_beside(console, metrics: dict) -> None:
+    """The supervised baseline, other weights and training-free baselines, where the run has them."""
+    from rich.table import Table
+
+    table = Table("beside it", "score", "95 %", box=None, pad_edge=False)
+    comparison, method = metrics.get("comparison", {}), metrics.get("method", {})
+    rows = {"supervised, same labels and steps": comparison.get("supervised")}
+    for name in ("student", "teacher"):
+        rows[f"the {name}, not exported"] = method.get(f"test_{name}")
+    for name, found in metrics.get("baselines", {}).items():
+        rows[f"{name} on frozen features ({found['rows']:,} rows)"] = found
+    for name, found in rows.items():
+        if found:
+            score = next(iter(found["intervals_95"]), None)
+            low, high = found["intervals_95"][score]
+            table.add_row(name, f"{score} {found[score]:.4f}", f"{low:.4f} – {high:.4f}")
+    if table.row_count:
+        console.print(table, highlight=False)
+    if "difference" in comparison:
+        low, high = (100 * edge for edge in comparison["difference_95"])
+        console.print(
+            f"difference to supervised: {100 * comparison['difference']:+.1f} points of accuracy "
+            f"(95 %: {low:+.1f} to {high:+.1f})",
+            highlight=False,
+        )
+    for said in method.get("guard") or []:
+        console.print(f"guard: {said}", highlight=False)
 
 
 def _print_answers(texts: list[str], answers: list[dict]) -> None:

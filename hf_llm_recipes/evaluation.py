@@ -179,6 +179,15 @@ def metric(problem: str) -> evaluate.Metric:
     return _metric_class()(problem)
 
 
+def summary(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the scores that have an interval, and the intervals, without tables and calibration."""
+    names = [name for name in metrics.get("intervals_95", {}) if name in metrics]
+    return {
+        **{name: metrics[name] for name in names},
+        "intervals_95": {name: metrics["intervals_95"][name] for name in names},
+    }
+
+
 def format_table(metrics: Mapping[str, Any]) -> rich.console.Group:
     """Returns tables for the terminal: each score with its interval, then each class, then the notes.
 

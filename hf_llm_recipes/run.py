@@ -28,12 +28,22 @@ import numpy as np
 from hf_llm_recipes import assets, evaluation, rundir
 from hf_llm_recipes.errors import InterruptedRunError, RecipeError, RunError
 from hf_llm_recipes.recipe import Recipe
-from hf_llm_recipes.registry import CALLBACKS, METHODS, TASKS, TUNINGS
+from hf_llm_recipes.registry import (
+    ALGORITHMS,
+    AUGMENTATIONS,
+    CALLBACKS,
+    METHODS,
+    STAGES,
+    TASKS,
+    TUNINGS,
+    Registry,
+)
 from hf_llm_recipes.rundir import RunDirectory
 
 log = logging.getLogger("hf_llm_recipes")
 
 SEED = 42
+DEFAULT_ALGORITHM = "softmatch"
 # Where upstream's default would surprise: no log on short runs, a NaN shown as 0.0, a resume
 # that forgets the callbacks' counters, checkpoints without end.
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -73,6 +83,9 @@ class Plan:
         quantization: Arguments of ``BitsAndBytesConfig``, or None.
         method: A registered method.
         trainer: Arguments of the method's ``arguments_class``, checked.
+        algorithm: A registered algorithm, or None where the method takes none.
+        augmentation: Registered augmentations, in order.
+        stages: Registered stages, in order.
         callbacks: Registered callbacks, one instance each.
         readers: For every section the class that reads it.
     """
@@ -85,6 +98,9 @@ class Plan:
     quantization: dict[str, Any] | None
     method: Any
     trainer: dict[str, Any]
+    algorithm: Any
+    augmentation: list[Any]
+    stages: list[Any]
     callbacks: list[Any]
     readers: dict[str, str]
 
@@ -132,7 +148,11 @@ def plan(recipe: Recipe) -> Plan:
     method = recipe.build("method", cls=method_class, named=True)
     quantization = _quantization(recipe)
     trainer = _trainer(recipe, method_class)
-    callbacks, callback_readers = _callbacks(recipe)
+    algorithm = _algorithm(recipe, method_class)
+    _check_pool_is_used(recipe, source, method_class)
+    augmentation, augmentation_readers = _listed(recipe, AUGMENTATIONS, "augmentation")
+    stages, stage_readers = _listed(recipe, STAGES, "stages")
+    callbacks, callback_readers = _listed(recipe, CALLBACKS, "callbacks")
     readers = {
         "model": ModelSource,
         "tuning": (tuning_class, tuning_class.rest()),
@@ -146,6 +166,9 @@ def plan(recipe: Recipe) -> Plan:
 
         readers["quantization"] = BitsAndBytesConfig
     bound = {"model": model, "data": source, "task": task, "tuning": tuning, "method": method}
+    if algorithm is not None:
+        readers["algorithm"] = type(algorithm)
+        bound["algorithm"] = algorithm
     return Plan(
         recipe=_resolved(recipe, bound, trainer),
         source=source,
@@ -155,8 +178,14 @@ def plan(recipe: Recipe) -> Plan:
         quantization=quantization,
         method=method,
         trainer=trainer,
+        algorithm=algorithm,
+        augmentation=augmentation,
+        stages=stages,
         callbacks=callbacks,
-        readers={k: _class_path(v) for k, v in readers.items()} | callback_readers,
+        readers={k: _class_path(v) for k, v in readers.items()}
+        | augmentation_readers
+        | stage_readers
+        | callback_readers,
     )
 
 
@@ -184,7 +213,50 @@ def run(recipe: Recipe | str | Path, *overrides: str) -> Run:
         recipe = copy.deepcopy(recipe)
         for override in overrides:
             recipe.override(override)
-    return _Runner(plan(recipe)).run()
+    return _with_baseline(recipe) if recipe.get("compare") else _Runner(plan(recipe)).run()
+
+
+def _with_baseline(recipe: Recipe) -> Run:
+    """A run, then the supervised one that it is compared with, in a folder of its own."""
+    from hf_llm_recipes.comparison import BASELINE, baseline_recipe, compare
+
+    bound = plan(recipe)
+    if not bound.method.takes_unlabeled and not bound.stages:
+        raise RecipeError(
+            "compare has no effect: this run is the supervised baseline",
+            where=recipe.where("compare"),
+            hint="take it out, or set `method: semi_supervised`",
+        )
+    output = recipe.get("output")
+    if recipe.get("resume") and output and (Path(output) / rundir.METRICS).is_file():
+        done = _finished(bound, RunDirectory.existing(output))
+    else:
+        done = _Runner(bound).run()
+    log.info("now the supervised baseline: the same labeled rows, tuning, seed and steps")
+    theirs = baseline_recipe(recipe, done.path, done.metrics["training"]["steps"])
+    folder = done.path / BASELINE
+    finished = (folder / rundir.METRICS).is_file()
+    base = Run(folder, RunDirectory(folder).metrics()) if finished else _Runner(plan(theirs)).run()
+    found = compare(
+        done.path / rundir.PREDICTIONS, base.path / rundir.PREDICTIONS, done.metrics, base.metrics
+    )
+    done.metrics["comparison"] = found
+    evaluation.write_metrics(done.path / rundir.METRICS, done.metrics)
+    return done
+
+
+def _finished(plan: Plan, directory: RunDirectory) -> Run:
+    """A run whose baseline is still to come.
+
+    Raises:
+        RunError: it has its baseline already.
+        RecipeError: it was another recipe.
+    """
+    _same_recipe(plan, directory)
+    metrics = directory.metrics()
+    if "comparison" in metrics:
+        raise _finished_already(str(directory.path))
+    return Run(directory.path, metrics)
 
 
 class _Runner:
@@ -280,6 +352,7 @@ class _Runner:
         advice = "free some space; then " + self.directory.resume_command()
         try:
             with rundir.full_disk_told(self.directory.path, advice):
+                self.stage_figures = self._run_stages(stop, checkpoint)
                 self.trainer = self.plan.recipe.located(lambda: self._trainer(callbacks), "trainer")
                 result = self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except BaseException:
@@ -318,12 +391,66 @@ class _Runner:
                 ),
                 processing_class=self.tokenizer,
                 callbacks=callbacks,
+                task=self.plan.task,
+                test=self.prepared.test,
+                unlabeled=self.prepared.unlabeled,
+                unlabeled_rows=self.loaded.unlabeled,
+                encode=self._encode,
+                algorithm=self.plan.algorithm,
+                augmentation=self.plan.augmentation,
+                cache=assets.cache_dir(),
             )
         )
 
+    def _encode(self, rows: Any) -> Any:
+        """Rows like the pool's -> features like the pool's."""
+        return self.plan.task.encode(rows, self.tokenizer, self.built.model.config, labeled=False)[0]
+
+    def _run_stages(self, stop: Any, checkpoint: Path | None) -> list[dict[str, Any]]:
+        """Trains the model on the pool's raw rows before the task, where the recipe says so.
+
+        A checkpoint of the task's training holds what the stages did.
+        """
+        from hf_llm_recipes.callbacks.log_file import LogFile
+        from hf_llm_recipes.stages.base import StageParts
+
+        figures: list[dict[str, Any]] = []
+        if not self.plan.stages or checkpoint is not None:
+            return figures
+        if self.prepared.unlabeled is None:
+            raise RecipeError(
+                "stages train on unlabeled rows, and there are none",
+                where=self.plan.recipe.where("stages"),
+                hint="name them in `data.unlabeled`, or keep few labels with `data.labels_per_class`",
+            )
+        for number, stage in enumerate(self.plan.stages):
+            folder = self.directory / rundir.CHECKPOINTS / f"stage-{number}"
+            self._say([f"stage {number + 1} of {len(self.plan.stages)}: {type(stage).__name__}"])
+            parts = StageParts(
+                model=self.built.model,
+                pool=self.prepared.unlabeled,
+                collator=self.prepared.collator,
+                processing_class=self.tokenizer,
+                source=self.plan.model,
+                output_dir=str(folder),
+                seed=self.plan.seed,
+                device_arguments={**_device_defaults(), **self.precision.trainer},
+                callbacks=[LogFile(str(self.directory / rundir.LOG)), stop],
+                resume=_last_checkpoint(folder) if self.resumed else None,
+            )
+            figures.append(self.plan.recipe.located(lambda: stage.run(parts), "stages", number))  # noqa: B023
+            if stop.received is not None:
+                raise InterruptedRunError(
+                    f"stopped by {signal.Signals(stop.received).name} in stage {number + 1}",
+                    where=str(self.directory.path),
+                    hint=f"to go on: {self.directory.resume_command()}",
+                )
+        return figures
+
     def _leave_nothing_empty(self) -> None:
         """Takes the directory away again where a new run failed before its first checkpoint."""
-        if not self.resumed and self.directory.last_checkpoint() is None:
+        kept = any((self.directory / rundir.CHECKPOINTS).rglob("checkpoint-*"))
+        if not self.resumed and not kept:
             shutil.rmtree(self.directory.path, ignore_errors=True)
 
     def _finish(self) -> Run:
@@ -340,6 +467,7 @@ class _Runner:
                 "training": self._training_figures(),
                 "data": self.prepared.findings,
                 "reload": self._reload(logits),
+                **self._method_figures(labels),
             }
             plan.task.write_predictions(
                 directory / rundir.PREDICTIONS,
@@ -389,6 +517,25 @@ class _Runner:
             model=values["model"],
             quantization=self.built.quantization,
         )
+
+    def _method_figures(self, labels: Any) -> dict[str, Any]:
+        """What the method reports, the weights that are not exported, and baselines that cost no training."""
+        method, task, config = self.plan.method, self.plan.task, self.built.model.config
+        figures: dict[str, Any] = {"method": method.report(self.trainer)}
+        for name, weights in method.variants(self.trainer).items():
+            with weights:
+                logits, labels = self._predict_test()
+            figures["method"][f"test_{name}"] = evaluation.summary(task.judge(logits, labels, config))
+        baselines = {}
+        for name, probabilities in method.baselines(self.trainer).items():
+            logits = np.log(np.clip(probabilities, 1e-12, 1.0))
+            judged = task.judge(logits, labels[: len(logits)], config)
+            baselines[name] = {**evaluation.summary(judged), "rows": len(logits)}
+        if baselines:
+            figures["baselines"] = baselines
+        if self.stage_figures:
+            figures["stages"] = self.stage_figures
+        return {key: value for key, value in figures.items() if value}
 
     def _training_figures(self) -> dict[str, Any]:
         state, figures = self.trainer.state, self.train_result.metrics
@@ -530,13 +677,41 @@ def _trainer(recipe: Recipe, method_class: type) -> dict[str, Any]:
     return resolved
 
 
-def _callbacks(recipe: Recipe) -> tuple[list[Any], dict[str, str]]:
+def _listed(recipe: Recipe, registry: Registry, key: str) -> tuple[list[Any], dict[str, str]]:
+    """Instances of a list's named blocks, and who reads each."""
     made, readers = [], {}
-    for i in range(len(recipe.get("callbacks", []))):
-        cls = recipe.named(CALLBACKS, "callbacks", i)
-        made.append(recipe.build("callbacks", i, cls=cls, named=True))
-        readers[f"callbacks.{i}"] = _class_path(cls)
+    for i in range(len(recipe.get(key, []))):
+        cls = recipe.named(registry, key, i)
+        made.append(recipe.build(key, i, cls=cls, named=True))
+        readers[f"{key}.{i}"] = _class_path(cls)
     return made, readers
+
+
+def _algorithm(recipe: Recipe, method_class: type) -> Any:
+    """The recipe's algorithm; None where the method takes none."""
+    if method_class.takes_algorithm:
+        cls = recipe.named(ALGORITHMS, "algorithm", default=DEFAULT_ALGORITHM)
+        return recipe.build("algorithm", cls=cls, named=True)
+    for key in ("algorithm", "augmentation"):
+        if recipe.get(key):
+            raise RecipeError(
+                f"{key} has no effect with this method",
+                where=recipe.where(key),
+                allowed="method: semi_supervised",
+                hint=f"take it out, or `{key}=null` on the command line",
+            )
+    return None
+
+
+def _check_pool_is_used(recipe: Recipe, source: Any, method_class: type) -> None:
+    if source.unlabeled is None or method_class.takes_unlabeled or recipe.get("stages"):
+        return
+    raise RecipeError(
+        "data.unlabeled has no effect with this method",
+        where=recipe.where("data", "unlabeled"),
+        allowed="method: semi_supervised, self_training or propagation, or `stages:`",
+        hint="take it out, or `data.unlabeled=null` on the command line",
+    )
 
 
 def _device_defaults() -> dict[str, Any]:
@@ -550,7 +725,7 @@ def _device_defaults() -> dict[str, Any]:
 def _resolved(recipe: Recipe, bound: dict[str, Any], trainer: dict[str, Any]) -> Recipe:
     """A copy with the defaults of our own classes written out, upstream's left to upstream."""
     copied = copy.deepcopy(recipe)
-    names = {"tuning": "full", "method": "supervised"}
+    names = {"tuning": "full", "method": "supervised", "algorithm": DEFAULT_ALGORITHM}
     for key, instance in bound.items():
         section = dict(recipe.section(key))
         if key in names:
@@ -579,17 +754,23 @@ def _resumable(plan: Plan, output: str | None) -> RunDirectory:
         raise RecipeError("resume needs to know which run", hint="add output=DIR")
     directory = RunDirectory.existing(output)
     if (directory / rundir.METRICS).is_file():
-        raise RunError(
-            "this run has finished already", where=output, hint="choose another output for a new one"
-        )
+        raise _finished_already(output)
+    _same_recipe(plan, directory)
+    return directory
+
+
+def _finished_already(output: str) -> RunError:
+    return RunError("this run has finished already", where=output, hint="choose another output for a new one")
+
+
+def _same_recipe(plan: Plan, directory: RunDirectory) -> None:
     differences = directory.recipe().differences(plan.recipe)
     if differences:
         raise RecipeError(
             "the run was started with another recipe:\n    " + "\n    ".join(differences),
-            where=output,
+            where=str(directory.path),
             hint=f"{directory.resume_command()}, or another output for a new run",
         )
-    return directory
 
 
 def _check_reload(found: dict[str, Any], directory: RunDirectory) -> None:
@@ -600,6 +781,13 @@ def _check_reload(found: dict[str, Any], directory: RunDirectory) -> None:
             where=str(directory / rundir.MODEL),
             hint="do not ship it; the checkpoints hold the trained weights. Please report this recipe",
         )
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    return Path(found) if found else None
 
 
 def _weights_fingerprint(path: str) -> str | None:

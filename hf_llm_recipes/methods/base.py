@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -25,6 +27,14 @@ class Parts:
             own loss is right under gradient accumulation.
         processing_class: The tokenizer or processor, saved with every checkpoint.
         callbacks: Added to the Trainer's own.
+        task: The task that made the features.
+        test: Features of the test split, for baselines that no training touches.
+        unlabeled: Features of the pool, or None.
+        unlabeled_rows: The pool's rows as they were read, in the same order.
+        encode: Rows like the pool's -> features like the pool's.
+        algorithm: The registered semi-supervised algorithm of the recipe, or None.
+        augmentation: The registered augmentations of the recipe; empty for the default ones.
+        cache: Folder for what can be computed again.
     """
 
     model: Any
@@ -36,10 +46,21 @@ class Parts:
     compute_loss: Any
     processing_class: Any
     callbacks: list[TrainerCallback] = field(default_factory=list)
+    task: Any = None
+    test: Any = None
+    unlabeled: Any = None
+    unlabeled_rows: Any = None
+    encode: Any = None
+    algorithm: Any = None
+    augmentation: list[Any] = field(default_factory=list)
+    cache: Path | None = None
 
 
 class Method(ABC):
     """Builds the Trainer of a run; a subclass's fields are the keys of ``method:``."""
+
+    takes_unlabeled: ClassVar[bool] = False  # whether it learns from `data.unlabeled`
+    takes_algorithm: ClassVar[bool] = False  # whether it reads `algorithm:` and `augmentation:`
 
     @classmethod
     @abstractmethod
@@ -49,3 +70,15 @@ class Method(ABC):
     @abstractmethod
     def build(self, parts: Parts) -> Trainer:
         """Returns a Trainer that is ready for ``train()``."""
+
+    def variants(self, trainer: Trainer) -> dict[str, AbstractContextManager]:
+        """Other weights than the exported ones that are judged too: name -> a context that puts them in."""
+        return {}
+
+    def report(self, trainer: Trainer) -> dict[str, Any]:
+        """What ``metrics.json`` shall say of the method, JSON-able; after ``train()``."""
+        return {}
+
+    def baselines(self, trainer: Trainer) -> dict[str, Any]:
+        """Predictions that cost no training, to stand beside the result: name -> probabilities (rows, C)."""
+        return {}

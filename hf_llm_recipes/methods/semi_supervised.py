@@ -1,0 +1,303 @@
+"""Semi-supervised fine-tuning: a labeled and an unlabeled loss on the stock Trainer.
+
+    method:
+      name: semi_supervised
+    algorithm: softmatch
+    data:
+      name: …
+      unlabeled: pool.csv
+
+Works with every tuning (full, frozen layers, LoRA and its kin, 8-bit and 4-bit bases): teacher and
+economy only look at which weights are trained.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_llm_recipes.data.augmentation._choose import OneOf, check_kinds, default_views
+from hf_llm_recipes.data.augmentation.base import Pool
+from hf_llm_recipes.errors import DataError
+from hf_llm_recipes.methods import _features, _frozen
+from hf_llm_recipes.methods._guard import Guard
+from hf_llm_recipes.methods._lower_layers import LowerLayers, first_trainable_layer
+from hf_llm_recipes.methods._semi_trainer import Schedule, SemiSupervisedTrainer, WarmStart
+from hf_llm_recipes.methods._streams import TwoStreamBatches, TwoStreams
+from hf_llm_recipes.methods.base import Method, Parts
+from hf_llm_recipes.methods.supervised import frozen_quantised_base
+from hf_llm_recipes.registry import METHODS
+
+log = logging.getLogger("hf_llm_recipes")
+
+
+@METHODS.register
+@dataclass(kw_only=True)
+class SemiSupervised(Method):
+    """Labeled rows and a pool of unlabeled ones, a teacher's guesses, a student's strong views.
+
+    A step takes ``trainer.per_device_train_batch_size`` labeled rows and ``unlabeled_ratio`` times as
+    many unlabeled ones. An epoch is one pass over the pool.
+
+    Args:
+        unlabeled_ratio: Unlabeled rows for each labeled one, > 0.
+        teacher: ``ema`` (the moving average of the student's trained weights), ``student``, or
+            ``default``: what suits the algorithm.
+        ema_decay: Of the teacher, in [0, 1); None: 1 − 14/T over T steps.
+        weight: λ of the unlabeled loss, ≥ 0; 0 trains on the labeled rows alone at their cost.
+        warmup_fraction: Share of the steps without unlabeled loss, in [0, 1). None: 0 with a warm
+            start, else 0.1.
+        ramp_fraction: Share of the steps over which λ grows after that, in [0, 1].
+        warm_start: Where the first guesses come from: ``propagation`` (label propagation on frozen
+            features of labeled rows and pool), ``none``, or ``auto``: propagation for single-label
+            tasks.
+        warm_start_fraction: Share of the steps that learn from them, in [0, 1].
+        prior: Class shares of the pool: ``estimated``, ``uniform``, ``labeled`` (those of the labeled
+            rows), or one share a class.
+        export: Whose weights are judged and saved; ``auto``: the teacher's where it is an average.
+        guard: Whether the unlabeled weight is turned down when it does harm.
+        reuse_lower_layers: Whether frozen lower layers are computed once a row (their dropout is then
+            off); ``auto``: where half of the layers or more are frozen.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    takes_unlabeled: ClassVar[bool] = True
+    takes_algorithm: ClassVar[bool] = True
+
+    unlabeled_ratio: float = 3.0
+    teacher: Literal["default", "ema", "student"] = "default"
+    ema_decay: float | None = None
+    weight: float = 1.0
+    warmup_fraction: float | None = None
+    ramp_fraction: float = 0.0
+    warm_start: Literal["auto", "propagation", "none"] = "auto"
+    warm_start_fraction: float = 0.5
+    prior: Literal["estimated", "uniform", "labeled"] | list[float] = "estimated"
+    export: Literal["auto", "teacher", "student"] = "auto"
+    guard: bool = True
+    reuse_lower_layers: bool | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        _check("unlabeled_ratio", self.unlabeled_ratio, above=0.0)
+        _check("weight", self.weight, least=0.0)
+        for name in ("warm_start_fraction", "ramp_fraction"):
+            _check(name, getattr(self, name), least=0.0, most=1.0)
+        if self.warmup_fraction is not None:
+            _check("warmup_fraction", self.warmup_fraction, least=0.0, below=1.0)
+        if self.ema_decay is not None:
+            _check("ema_decay", self.ema_decay, least=0.0, below=1.0)
+        if isinstance(self.prior, list):
+            fits = all(share > 0 for share in self.prior) and math.isclose(sum(self.prior), 1, abs_tol=1e-3)
+            if not fits:
+                raise ValueError(f"prior is {self.prior}; allowed: positive shares that sum to 1")
+
+    @classmethod
+    def arguments_class(cls) -> type:
+        """``transformers.TrainingArguments``."""
+        from transformers import TrainingArguments
+
+        return TrainingArguments
+
+    def build(self, parts: Parts) -> SemiSupervisedTrainer:
+        """Returns the Trainer; frozen features are computed here where the recipe uses them."""
+        self._check_parts(parts)
+        algorithm, task, arguments = parts.algorithm, parts.task, parts.arguments
+        kind = algorithm.teacher if self.teacher == "default" else self.teacher
+        if self.export == "teacher" and kind == "student":
+            raise ValueError("export is teacher, but the student is its own teacher; allowed: auto, student")
+        batch, size = self._sizes(parts)
+        num_classes = task.num_item_classes(parts.model.config)
+        self.frozen = _frozen.look(parts) if self._uses_features(parts) else None
+        prior_C = self._prior(parts, num_classes)
+        algorithm.start(num_classes, len(parts.unlabeled))
+        batches = TwoStreamBatches(len(parts.train), len(parts.unlabeled), batch, size, arguments.seed)
+        streams = TwoStreams(parts.train, parts.unlabeled, self._strong_view(parts), batches)
+        with frozen_quantised_base(parts.model):
+            return SemiSupervisedTrainer(
+                task=task,
+                algorithm=algorithm,
+                streams=streams,
+                teacher_kind=kind,
+                decay=self.ema_decay,
+                schedule=self._schedule(),
+                prior_C=prior_C,
+                warm_start=self._warm_start(),
+                guard=Guard(prior_C, len(parts.eval or [])) if self.guard else None,
+                export="student" if kind == "student" or self.export == "student" else "teacher",
+                lower=self._lower_layers(parts),
+                model=parts.model,
+                args=arguments,
+                eval_dataset=parts.eval,
+                data_collator=parts.collator,
+                compute_metrics=parts.compute_metrics,
+                compute_loss_func=parts.compute_loss,
+                processing_class=parts.processing_class,
+                callbacks=parts.callbacks,
+            )
+
+    def variants(self, trainer: SemiSupervisedTrainer) -> dict[str, AbstractContextManager]:
+        """The student beside an exported teacher, or the other way round."""
+        if trainer.teacher is None:
+            return {}
+        other = "student" if trainer.export == "teacher" else "teacher"
+        return {other: trainer.other_weights()}
+
+    def report(self, trainer: SemiSupervisedTrainer) -> dict[str, Any]:
+        """What was exported, what the economy saved, what the guard did."""
+        computed = trainer.computed
+        return {
+            "exported": trainer.export,
+            "strong_rows_computed": computed["strong_rows"],
+            "unlabeled_rows_seen": computed["rows"],
+            "prior": [round(float(share), 4) for share in trainer.prior_C],
+            "guard": trainer.guard.findings if trainer.guard else None,
+        }
+
+    def baselines(self, trainer: SemiSupervisedTrainer) -> dict[str, np.ndarray]:
+        """Probe and propagation on frozen features, on the test rows."""
+        return {} if self.frozen is None else self.frozen.baselines()
+
+    def _check_parts(self, parts: Parts) -> None:
+        if parts.unlabeled is None or len(parts.unlabeled) == 0:
+            raise DataError(
+                "there are no unlabeled rows",
+                where="data",
+                hint="name them in `data.unlabeled`, or keep few labels with `data.labels_per_class`",
+            )
+        problem = parts.task.item_problem
+        if problem not in parts.algorithm.problems:
+            raise ValueError(
+                f"the algorithm {type(parts.algorithm).__name__} does not fit a {problem} task; "
+                f"allowed: {', '.join(_fitting(problem)) or 'method: self_training'}"
+            )
+        if parts.arguments.train_sampling_strategy != "random":
+            raise ValueError("train_sampling_strategy has no effect on two streams: take it out")
+
+    def _sizes(self, parts: Parts) -> tuple[int, int]:
+        """Labeled and unlabeled rows a batch."""
+        batch = parts.arguments.train_batch_size
+        size = max(1, round(batch * self.unlabeled_ratio))
+        if len(parts.unlabeled) < size * parts.arguments.world_size:
+            raise DataError(
+                f"the pool has {len(parts.unlabeled)} rows, fewer than a batch of {size}",
+                where="data.unlabeled",
+                hint="add rows, or lower `method.unlabeled_ratio` or `trainer.per_device_train_batch_size`",
+            )
+        return batch, size
+
+    def _uses_features(self, parts: Parts) -> bool:
+        single = parts.task.item_problem == "single_label"
+        if self.warm_start == "propagation" and not single:
+            raise ValueError(
+                f"warm_start: propagation needs one class a row, not a {parts.task.item_problem} task; "
+                "allowed: auto, none"
+            )
+        return self.weight > 0 and single and self.warm_start != "none"
+
+    def _schedule(self) -> Schedule:
+        warm = self.frozen is not None and self.warm_start_fraction > 0
+        warmup = self.warmup_fraction
+        if warmup is None:
+            warmup = 0.0 if warm else 0.1
+        return Schedule(self.weight, warmup, self.ramp_fraction)
+
+    def _warm_start(self) -> WarmStart | None:
+        if self.frozen is None or self.warm_start_fraction == 0:
+            return None
+        target_NC = torch.from_numpy(self.frozen.target_NC).float()
+        return WarmStart(target_NC, torch.ones(len(target_NC)), self.warm_start_fraction)
+
+    def _prior(self, parts: Parts, num_classes: int) -> Tensor:
+        if isinstance(self.prior, list):
+            if len(self.prior) != num_classes:
+                raise ValueError(f"prior has {len(self.prior)} shares; allowed: {num_classes}, one a class")
+            return torch.tensor(self.prior)
+        if self.prior == "uniform":
+            return torch.full((num_classes,), 1 / num_classes)
+        if self.prior == "estimated" and self.frozen is not None:
+            return torch.from_numpy(self.frozen.prior_C).float()
+        return _labeled_shares(parts, num_classes)
+
+    def _strong_view(self, parts: Parts) -> Any:
+        kind = "image" if parts.task.processor == "image_processor" else "text"
+        views = parts.augmentation or default_views(kind)
+        check_kinds(views, kind, same_length=parts.task.item_problem == "tokens")
+        pool = Pool(
+            features=parts.unlabeled,
+            rows=parts.unlabeled_rows,
+            processor=parts.processing_class,
+            encode=parts.encode,
+            seed=parts.arguments.seed,
+        )
+        for view in views:
+            view.fit(pool)
+        return OneOf(views)
+
+    def _lower_layers(self, parts: Parts) -> LowerLayers | None:
+        first = first_trainable_layer(parts.model)
+        if self.reuse_lower_layers == "auto":
+            wanted = first > 0 and 2 * first >= _num_layers(parts.model)
+        else:
+            wanted = self.reuse_lower_layers
+            if wanted and first == 0:
+                raise ValueError("reuse_lower_layers is true, but the lowest layer is trained")
+        if not wanted:
+            return None
+        log.info(f"the lower {first} layers are frozen: their states are computed once a row")
+        rows = {"labeled": parts.train, "unlabeled": parts.unlabeled}
+        fingerprint = "-".join(_features.rows_sha256(some) for some in rows.values())
+        folder = parts.cache / "lower_layers"
+        return LowerLayers(parts.model, folder, fingerprint, {k: len(v) for k, v in rows.items()})
+
+
+def _check(
+    name: str,
+    value: float,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> None:
+    bounds = [
+        (least, value >= (least or 0.0), f"{least} or more"),
+        (above, value > (above or 0.0), f"more than {above}"),
+        (most, value <= (most or 0.0), f"at most {most}"),
+        (below, value < (below or 0.0), f"less than {below}"),
+    ]
+    given = [(fits, words) for bound, fits, words in bounds if bound is not None]
+    if not all(fits for fits, _ in given) or not math.isfinite(value):
+        raise ValueError(f"{name} is {value}; allowed: {', '.join(words for _, words in given)}")
+
+
+def _fitting(problem: str) -> list[str]:
+    from hf_llm_recipes.registry import ALGORITHMS
+
+    return [name for name in ALGORITHMS.names() if problem in ALGORITHMS.get(name).problems]
+
+
+def _num_layers(model: Any) -> int:
+    from hf_llm_recipes.methods._forward import unwrapped
+    from hf_llm_recipes.tuning.freeze import layer_stack
+
+    return len(layer_stack(unwrapped(model))[1])
+
+
+def _labeled_shares(parts: Parts, num_classes: int) -> Tensor:
+    """Class shares of the labeled items, each class counted once more than it occurs."""
+    counts = torch.ones(num_classes)
+    for start in range(0, len(parts.train), 64):
+        rows = [parts.train[i] for i in range(start, min(start + 64, len(parts.train)))]
+        batch = dict(parts.collator(rows))
+        labels = parts.task.item_labels(batch["labels"], batch)
+        counts += torch.bincount(labels[labels >= 0].long(), minlength=num_classes)
+    return counts / counts.sum()
