@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from hf_llm_recipes.errors import DataError
 
@@ -22,6 +24,7 @@ class Prepared:
         test: Features touched once, at the end.
         config: Values for the model's configuration (labels, problem type).
         collator: Rows -> a batch.
+        unlabeled: Features of the pool, without labels; None where there is no pool.
         findings: Counts that a user should see (rows cut, empty texts), JSON-able.
         notes: The same in sentences.
     """
@@ -31,6 +34,7 @@ class Prepared:
     test: Any
     config: dict[str, Any]
     collator: Any
+    unlabeled: Any = None
     findings: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -50,6 +54,16 @@ class Task(ABC):
     @abstractmethod
     def stratify_by(self) -> str | None:
         """The column whose proportions a random split keeps."""
+
+    @property
+    @abstractmethod
+    def input_columns(self) -> list[str]:
+        """The columns whose content makes a row what it is: two rows that agree in them are the same."""
+
+    @property
+    def item_problem(self) -> str:
+        """What an unlabeled item is: ``single_label``, ``multi_label``, ``tokens`` or ``regression``."""
+        return "single_label"
 
     @abstractmethod
     def prepare(self, loaded: Any, tokenizer: Any, model_config: Any) -> Prepared:
@@ -77,6 +91,29 @@ class Task(ABC):
         Raises:
             ValueError: label smoothing has no meaning here.
         """
+
+    def items(self, logits: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Returns the items of a batch as semi-supervised algorithms see them.
+
+        Args:
+            logits: A tensor of the batch's logits.
+            batch: The batch as the collator gives it, labels or not.
+
+        Returns:
+            Logits in float32, (items, C), and the row of each item, (items,).
+
+        Raises:
+            ValueError: this task has no classes to guess.
+        """
+        return logits.float(), torch.arange(len(logits), device=logits.device)
+
+    def item_labels(self, labels: Any, batch: dict[str, Any]) -> Tensor:
+        """Returns the class of each item of ``items``, (items,); −100 where it has none."""
+        return labels
+
+    def num_item_classes(self, model_config: Any) -> int:
+        """Returns C of ``items``."""
+        return model_config.num_labels
 
     @abstractmethod
     def quick_metrics(self, prediction: Any) -> dict[str, float]:

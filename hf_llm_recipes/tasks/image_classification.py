@@ -75,6 +75,11 @@ class ImageClassification(Task):
         """The label column."""
         return self.label
 
+    @property
+    def input_columns(self) -> list[str]:
+        """The image."""
+        return [self.image]
+
     def prepare(self, loaded: Any, processor: Any, model_config: Any) -> Prepared:
         """Returns pixels and labels of every split; see ``Task.prepare``."""
         if isinstance(loaded.train, IterableDataset):
@@ -87,6 +92,11 @@ class ImageClassification(Task):
         for split in ("train", "eval", "test"):
             rows, where = getattr(loaded, split), f"{split} split"
             made[split], findings[split] = self._features(rows, processor, model_config, names, where)
+        if loaded.unlabeled is not None:
+            check_columns(loaded.unlabeled, [("image", self.image)], "unlabeled rows")
+            made["unlabeled"], findings["unlabeled"] = self._features(
+                loaded.unlabeled, processor, model_config, None, "unlabeled rows"
+            )
         return Prepared(
             **made,
             config={

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from datasets import Dataset, IterableDataset
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from transformers import DataCollatorWithPadding
 
@@ -81,6 +83,34 @@ class TextClassification(Task):
         """The label column of a single-label problem."""
         return self.label if self.problem == "single_label" and isinstance(self.label, str) else None
 
+    @property
+    def input_columns(self) -> list[str]:
+        """The text, or both texts."""
+        return [column for column in (self.text, self.text_pair) if column]
+
+    @property
+    def item_problem(self) -> str:
+        """The problem; a ``multi_label`` row is one item a class."""
+        return self.problem
+
+    def items(self, logits: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Returns one item a row; for ``multi_label`` one a row and class, a choice of no (0) and yes."""
+        if self.problem == "regression":
+            raise ValueError("a regression task has no classes to guess; use `method: self_training`")
+        if self.problem == "single_label":
+            return super().items(logits, batch)
+        flat = logits.float().reshape(-1)
+        rows = torch.arange(len(logits), device=logits.device).repeat_interleave(logits.shape[1])
+        return torch.stack([torch.zeros_like(flat), flat], dim=-1), rows
+
+    def item_labels(self, labels: Any, batch: dict[str, Any]) -> Tensor:
+        """Returns the class of each item; for ``multi_label`` 0 or 1."""
+        return labels if self.problem == "single_label" else labels.reshape(-1).long()
+
+    def num_item_classes(self, model_config: Any) -> int:
+        """The classes; two for ``multi_label``."""
+        return 2 if self.problem == "multi_label" else model_config.num_labels
+
     def prepare(self, loaded: Any, tokenizer: Any, model_config: Any) -> Prepared:
         """Returns token ids and labels of every split; see ``Task.prepare``."""
         for split in ("train", "eval", "test"):
@@ -94,6 +124,13 @@ class TextClassification(Task):
             made[split], found = self._features(rows, tokenizer, length, names, where)
             findings[split] = found
             notes += _sentences(split, found, length)
+        if loaded.unlabeled is not None:
+            self._check_columns(loaded.unlabeled, "unlabeled rows", labeled=False)
+            made["unlabeled"], found = self._features(
+                loaded.unlabeled, tokenizer, length, None, "unlabeled rows"
+            )
+            findings["unlabeled"] = found
+            notes += _sentences("unlabeled", found, length)
         if self.problem == "single_label" and not isinstance(made["train"], IterableDataset):
             notes += _labels.check_classes(made["train"]["labels"][:], names, where="train split")
         return Prepared(

@@ -84,6 +84,16 @@ class TokenClassification(Task):
         """A row has no one class."""
         return None
 
+    @property
+    def input_columns(self) -> list[str]:
+        """The words."""
+        return [self.tokens]
+
+    @property
+    def item_problem(self) -> str:
+        """Every word is an item."""
+        return "tokens"
+
     def prepare(self, loaded: Any, tokenizer: Any, model_config: Any) -> Prepared:
         """Returns token ids and tag numbers of every split; see ``Task.prepare``."""
         for split in ("train", "eval", "test"):
@@ -102,6 +112,12 @@ class TokenClassification(Task):
                 all_subwords=self.label_all_subwords and split == "train",
             )
             notes += _sentences(split, findings[split], length)
+        if loaded.unlabeled is not None:
+            check_columns(loaded.unlabeled, [("tokens", self.tokens)], "unlabeled rows")
+            made["unlabeled"], findings["unlabeled"] = self._features(
+                loaded.unlabeled, tokenizer, length, None, "unlabeled rows", all_subwords=False
+            )
+            notes += _sentences("unlabeled", findings["unlabeled"], length)
         if not isinstance(made["train"], IterableDataset):
             notes += self._check_tags(made["train"])
         return Prepared(
