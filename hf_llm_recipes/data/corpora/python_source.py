@@ -44,8 +44,8 @@ class PythonSource(Corpus):
     def rows(self) -> Iterator[tuple[str, dict]]:
         """Yields (split, row) in hash order."""
         total, seen = 0, set()
-        for name, path in _files(source_root("python")):
-            text = _text(path)
+        for name, path in source_files(source_root("python")):
+            text = source_text(path)
             if not text.strip() or text in seen:
                 continue
             total += len(text.encode())
@@ -55,7 +55,8 @@ class PythonSource(Corpus):
             yield split_of(name), {"text": text, "path": name}
 
 
-def _files(root: Path) -> list[tuple[str, Path]]:
+def source_files(root: Path) -> list[tuple[str, Path]]:
+    """Returns (path in the library, file) of the files that are taken, in the order of a hash."""
     files = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py")}
     names = [
         name
@@ -65,7 +66,8 @@ def _files(root: Path) -> list[tuple[str, Path]]:
     return [(name, files[name]) for name in sorted(names, key=fraction_of)]
 
 
-def _text(path: Path) -> str:
+def source_text(path: Path) -> str:
+    """Returns a file's text, ``""`` where it is not valid in its declared encoding."""
     try:
         with tokenize.open(path) as file:
             return file.read()
