@@ -290,7 +290,10 @@ class _Runner:
         self.tokenizer = _model.load_processor(plan.model, plan.task.processor)
         base_config = plan.recipe.located(lambda: _model.load_config(plan.model, {}, self.tokenizer), "model")
         self.loaded = plan.recipe.located(
-            lambda: load(plan.source, stratify_by=plan.task.stratify_by), "data"
+            lambda: load(
+                plan.source, stratify_by=plan.task.stratify_by, input_columns=plan.task.input_columns
+            ),
+            "data",
         )
         self._say(self.loaded.description.get("notes", []))
         self.prepared = plan.recipe.located(

@@ -98,7 +98,7 @@ class Algorithm(ABC):
     students: ClassVar[int] = 1
     problems: ClassVar[tuple[str, ...]] = ("single_label", "multi_label", "tokens")
 
-    def start(self, num_classes: int, num_rows: int) -> None:
+    def start(self, num_classes: int, num_rows: int) -> None:  # noqa: B027  a hook that may stay empty
         """Makes the state, once before training.
 
         Args:

@@ -4,6 +4,8 @@ Notable:
 - No row is in train and in a held-out part: overlapping expressions are an error, and
   what is missing is cut from the selected train rows.
 - `Loaded.description` says where every split came from, with a fingerprint.
+- A pool of unlabeled rows is named, or made of train rows that lose their label; no row of it is a
+  row of eval or test.
 - No torch and no datasets at import.
 """
 
@@ -11,11 +13,15 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
 
 from hf_llm_recipes.data.origins import EVAL_NAMES, Opened, Origin, file_origin, open_source
+from hf_llm_recipes.data.pool import check_pool, few_labels
 from hf_llm_recipes.data.reading import READERS, read_table
 from hf_llm_recipes.data.splitting import Term, bounds, check_fraction, hold_out, parse, why_not_stratified
 from hf_llm_recipes.errors import DataError, did_you_mean
@@ -39,6 +45,12 @@ class Source:
         train: A split expression (``train[:80%]``, ``train+validation``) or a file.
         eval: The same; by default the split validation, valid, dev or eval, or rows held out of train.
         test: The same; by default the split test, or rows held out of train.
+        unlabeled: The pool: a split expression or a file. Its labels, if any, are not looked at.
+        labels_per_class: Train keeps its label on so many rows of each class only; the other rows
+            become the pool, or are left out where ``unlabeled`` names one. The rows kept for a smaller
+            number are among those kept for a larger one.
+        unlabeled_limit: Rows of the pool at most, drawn with ``split_seed``.
+        pool_overlap: What is done with unlabeled rows that are rows of eval or test.
         columns: The name a task uses -> the name in the data, e.g. ``{text: review}``.
         eval_fraction: Share of the train rows held out when there is no such split; in (0, 1).
         test_fraction: The same for test.
@@ -54,6 +66,10 @@ class Source:
     train: str | None = None
     eval: str | None = None
     test: str | None = None
+    unlabeled: str | None = None
+    labels_per_class: int | None = None
+    unlabeled_limit: int | None = None
+    pool_overlap: Literal["refuse", "drop"] = "refuse"
     columns: dict[str, str] | None = None
     eval_fraction: float = 0.1
     test_fraction: float = 0.1
@@ -73,12 +89,14 @@ class Loaded:
         test: Rows to report on.
         description: JSON-able: origin, licence if known, ``splits`` (rows, columns, origin,
             fingerprint of each) and ``notes``, everything a user should know.
+        unlabeled: The pool, without labels; None where the section names none.
     """
 
     train: Dataset | IterableDataset
     eval: Dataset
     test: Dataset
     description: dict
+    unlabeled: Dataset | None = None
 
 
 @dataclass
@@ -117,17 +135,23 @@ class Selection:
         return texts[0] if len(texts) == 1 and "[" not in texts[0] else _sha256("+".join(texts))
 
 
-def load(source: Source, *, stratify_by: str | None = None) -> Loaded:
-    """Returns train, eval and test of a data section.
+def load(
+    source: Source, *, stratify_by: str | None = None, input_columns: Sequence[str] | None = None
+) -> Loaded:
+    """Returns train, eval and test of a data section, and the pool where it has one.
 
     Args:
         source: The section.
         stratify_by: The label column (by the task's name for it) whose shares held-out rows keep.
+        input_columns: The columns by which rows of the pool are compared with the others; None
+            compares nothing.
 
     Raises:
         DataError: the source, a file, a split expression, a column or a fraction that cannot
-            be used as it is; parts that overlap; a stream without eval and test.
+            be used as it is; parts that overlap; a stream without eval and test; a pool that holds
+            rows of eval or test.
     """
+    _check_pool_keys(source)
     check_fraction("eval_fraction", source.eval_fraction)
     check_fraction("test_fraction", source.test_fraction)
     opened = open_source(
@@ -143,7 +167,10 @@ def load(source: Source, *, stratify_by: str | None = None) -> Loaded:
     data = {part: _rows_of(selection) for part, selection in selections.items()}
     for selection in selections.values():
         notes += [n for piece in selection.pieces for n in piece.origin.table.notes if n not in notes]
-    data = {part: _rename(rows, source.columns, selections[part].text) for part, rows in data.items()}
+    data = {
+        part: _rename(rows, _columns(source, part, rows), selections[part].text)
+        for part, rows in data.items()
+    }
     described = {
         part: {"origin": selection.text, "fingerprint": selection.fingerprint}
         for part, selection in selections.items()
@@ -157,9 +184,13 @@ def load(source: Source, *, stratify_by: str | None = None) -> Loaded:
     if missing:
         _refuse_cut_of_stream(source, missing)
         _cut(source, data, described, missing, stratify_by, notes)
+    if source.labels_per_class is not None:
+        _few_labels(source, data, described, stratify_by, notes)
     if source.streaming:
         _stream(data, notes)
-    for part in PARTS:
+    if "unlabeled" in data:
+        _finish_pool(source, data, described, stratify_by, input_columns, notes)
+    for part in [*PARTS, *(["unlabeled"] if "unlabeled" in data else [])]:
         rows = None if part == "train" and source.streaming else len(data[part])
         described[part] = {"rows": rows, "columns": data[part].column_names, **described[part]}
     return Loaded(**data, description={**opened.description, "splits": described, "notes": notes})
@@ -203,6 +234,15 @@ def _select(source: Source, opened: Opened, notes: list[str]) -> dict[str, Selec
                 chosen[part] = found
     if "eval" in chosen and "test" in chosen and chosen["eval"].overlaps(chosen["test"]):
         notes.append("eval and test share rows: the test figures are not independent of model selection")
+    if source.unlabeled is not None:
+        pool = chosen["unlabeled"] = _selection(source, opened, "unlabeled", source.unlabeled)
+        taken = [part for part in ("eval", "test") if part in chosen and pool.overlaps(chosen[part])]
+        if taken:
+            raise DataError(
+                f"`unlabeled: {source.unlabeled}` and `{taken[0]}: {chosen[taken[0]].text}` share rows",
+                where="data.unlabeled",
+                allowed="parts that do not overlap",
+            )
     idle = sorted(
         name
         for name, origin in opened.splits.items()
@@ -403,6 +443,100 @@ def _groups(train: Dataset, column: str, notes: list[str]) -> tuple[list | None,
         notes.append(f"held-out rows are not stratified by {column}: {reason}")
         return None, ""
     return groups, f", stratified by {column}"
+
+
+def _check_pool_keys(source: Source) -> None:
+    pool = source.unlabeled is not None or source.labels_per_class is not None
+    for key in ("unlabeled_limit", "pool_overlap"):
+        if getattr(source, key) != getattr(Source, key) and not pool:
+            raise DataError(
+                f"`{key}` has no effect without a pool",
+                where=f"data.{key}",
+                hint="name one in `data.unlabeled`, or set `data.labels_per_class`",
+            )
+    if source.unlabeled_limit is not None and source.unlabeled_limit < 1:
+        raise DataError(f"`unlabeled_limit: {source.unlabeled_limit}` is out of range", allowed="1 or more")
+    if pool and source.streaming:
+        raise DataError(
+            "a pool of unlabeled rows is read whole",
+            where="data.streaming",
+            hint="set `data.streaming: false`",
+        )
+
+
+def _columns(source: Source, part: str, rows: Dataset | IterableDataset) -> dict[str, str] | None:
+    """The column mapping; a pool need not have the label's column."""
+    if part != "unlabeled" or not source.columns:
+        return source.columns
+    return {name: old for name, old in source.columns.items() if old in rows.column_names}
+
+
+def _few_labels(
+    source: Source, data: dict, described: dict[str, dict], stratify_by: str | None, notes: list[str]
+) -> None:
+    """Leaves few labeled rows in train; the others become the pool where none is named; in place."""
+    train = data["train"]
+    if stratify_by is None or stratify_by not in train.column_names:
+        raise DataError(
+            "`labels_per_class` needs one label column with one class a row",
+            where="data.labels_per_class",
+            allowed="single-label classification",
+        )
+    kept, rest = few_labels(list(train[stratify_by]), source.labels_per_class, source.split_seed)
+    data["train"] = train.select(kept)
+    origin = described["train"]
+    for part, rows in (("train", kept), ("unlabeled", rest)):
+        if part == "unlabeled" and part in data:
+            continue
+        text = (
+            f"{source.labels_per_class} rows a class of "
+            if part == "train"
+            else "without labels: the rest of "
+        )
+        fingerprint = _sha256(origin["fingerprint"], rows.astype("<i8").tobytes())
+        described[part] = {"origin": text + origin["origin"], "fingerprint": fingerprint}
+        data[part] = train.select(rows)
+    use = "are left out" if source.unlabeled is not None else "become the pool, without their labels"
+    notes.append(
+        f"{len(kept)} labeled rows, {source.labels_per_class} a class (seed {source.split_seed}); "
+        f"the other {len(rest):,} {use}"
+    )
+
+
+def _finish_pool(
+    source: Source,
+    data: dict,
+    described: dict[str, dict],
+    label: str | None,
+    input_columns: Sequence[str] | None,
+    notes: list[str],
+) -> None:
+    """Takes labels and what must not be there out of the pool, in place."""
+    pool = data["unlabeled"]
+    if label is not None and label in pool.column_names:
+        pool = pool.remove_columns([label])
+        if source.unlabeled is not None:
+            notes.append(f"the pool has a column `{label}`: it is not looked at")
+    if source.unlabeled_limit is not None and source.unlabeled_limit < len(pool):
+        chosen = np.random.RandomState(source.split_seed).permutation(len(pool))[: source.unlabeled_limit]
+        pool = pool.select(np.sort(chosen))
+        text = f"{len(pool)} rows of " + described["unlabeled"]["origin"]
+        described["unlabeled"] = {
+            "origin": text,
+            "fingerprint": _sha256(described["unlabeled"]["fingerprint"] + text),
+        }
+    if input_columns is not None:
+        found = check_pool(
+            pool,
+            labeled=data["train"],
+            held_out={part: data[part] for part in ("eval", "test")},
+            columns=input_columns,
+            overlap=source.pool_overlap,
+        )
+        pool = found.rows
+        described["unlabeled"]["pool"] = found.findings
+        notes += found.notes
+    data["unlabeled"] = pool
 
 
 def _refuse_cut_of_stream(source: Source, missing: list[str]) -> None:

@@ -36,7 +36,7 @@ class Augmentation(ABC):
     kind: ClassVar[str] = "text"  # or "image"
     keeps_length: ClassVar[bool] = True  # False: tokens move, so it cannot serve token classification
 
-    def fit(self, pool: Pool) -> None:
+    def fit(self, pool: Pool) -> None:  # noqa: B027  a hook that may stay empty
         """Learns what it needs of the pool (vocabulary, frequencies, another column).
 
         Raises:

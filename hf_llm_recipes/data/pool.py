@@ -1,0 +1,211 @@
+"""The pool of unlabeled rows: few labels made of many, and what must not be in a pool.
+
+Two rows are the same when their input columns agree: texts without regard to case and white space,
+anything else byte by byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_llm_recipes.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+UNLIKE = 0.35  # cosine of word frequencies below which a pool reads unlike the other rows
+SAMPLE = 2000  # rows of each side that are compared
+
+
+@dataclass
+class Pool:
+    """A pool that has been looked at.
+
+    Args:
+        rows: What is left of it.
+        findings: Counts, JSON-able.
+        notes: The same in sentences.
+    """
+
+    rows: Dataset
+    findings: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def few_labels(labels: Sequence[Any], per_class: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the sorted numbers of the rows that keep their label, and of the others.
+
+    The rows kept for a smaller ``per_class`` are among those kept for a larger one.
+
+    Args:
+        labels: One class a row.
+        per_class: Labeled rows of each class, ≥ 1.
+        seed: Same seed, same rows.
+
+    Raises:
+        DataError: a class has too few rows, or ``per_class`` is below 1.
+    """
+    if per_class < 1:
+        raise DataError(f"`labels_per_class: {per_class}` is out of range", allowed="1 or more")
+    order = np.random.RandomState(seed).permutation(len(labels))
+    seen: Counter = Counter()
+    kept = []
+    for row in order:
+        if seen[labels[row]] < per_class:
+            kept.append(int(row))
+        seen[labels[row]] += 1
+    short = [label for label, count in sorted(seen.items(), key=str) if count < per_class]
+    if short:
+        raise DataError(
+            f"class {short[0]!r} has {seen[short[0]]} rows, fewer than `labels_per_class: {per_class}`",
+            allowed=f"at most {min(seen.values())}",
+        )
+    chosen = np.zeros(len(labels), dtype=bool)
+    chosen[kept] = True
+    return chosen.nonzero()[0], (~chosen).nonzero()[0]
+
+
+def check_pool(
+    pool: Dataset, *, labeled: Any, held_out: dict[str, Any], columns: Sequence[str], overlap: str
+) -> Pool:
+    """Returns the pool without rows that must not be in it.
+
+    Args:
+        pool: Unlabeled rows.
+        labeled: Labeled rows to train on.
+        held_out: Name -> rows that are judged (``eval``, ``test``).
+        columns: The input columns.
+        overlap: ``refuse`` or ``drop``: what is done with pool rows that are held-out rows.
+
+    Raises:
+        DataError: a column is missing, nothing is left, or pool rows are held-out rows and
+            ``overlap`` is ``refuse``.
+    """
+    missing = [column for column in columns if column not in pool.column_names]
+    if missing:
+        raise DataError(
+            f"the unlabeled rows have no column `{missing[0]}`",
+            where="data.unlabeled",
+            allowed=", ".join(pool.column_names),
+            hint="rename it in `data.columns`, or in the file",
+        )
+    found = Pool(pool)
+    keys = _keys(pool, columns)
+    keep = np.ones(len(pool), dtype=bool)
+    _drop_empty(found, keys, keep)
+    for name, rows in held_out.items():
+        _drop_held_out(found, keys, keep, name, set(_keys(rows, columns)), overlap)
+    own = set(_keys(labeled, columns))
+    again = sum(key in own for key, kept in zip(keys, keep, strict=True) if kept)
+    found.findings["labeled_rows_in_pool"] = again
+    if again:
+        found.notes.append(f"{again:,} rows of the pool are labeled rows too: they stay, without their label")
+    if not keep.any():
+        raise DataError("no unlabeled row is left", where="data.unlabeled", hint="add rows")
+    if not keep.all():
+        found.rows = pool.select(keep.nonzero()[0])
+    _compare_words(found, [labeled, *held_out.values()], columns)
+    return found
+
+
+def _keys(rows: Any, columns: Sequence[str]) -> list[str]:
+    """What makes each row what it is; the empty string where all its texts are empty."""
+    parts = [[_key(value) for value in _plain(rows, column)] for column in columns]
+    return ["\0".join(values) if any(values) else "" for values in zip(*parts, strict=True)]
+
+
+def _plain(rows: Any, column: str) -> Any:
+    """A column's values; images as they are stored."""
+    from datasets import Image
+
+    if isinstance((rows.features or {}).get(column), Image):
+        rows = rows.cast_column(column, Image(decode=False))
+    return rows[column]
+
+
+def _key(value: Any) -> str:
+    if isinstance(value, str):
+        return " ".join(value.casefold().split())
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    return "" if value is None else json.dumps(value, default=str)
+
+
+def _drop_empty(found: Pool, keys: list[str], keep: np.ndarray) -> None:
+    empty = np.asarray([key == "" for key in keys])
+    found.findings["empty"] = int(empty.sum())
+    if empty.all():
+        raise DataError(
+            f"all {len(keys):,} unlabeled rows are empty",
+            where="data.unlabeled",
+            hint="check the column's name",
+        )
+    if empty.any():
+        found.notes.append(f"{int(empty.sum()):,} empty rows of the pool are left out")
+        keep &= ~empty
+
+
+def _drop_held_out(
+    found: Pool, keys: list[str], keep: np.ndarray, name: str, held_out: set[str], overlap: str
+) -> None:
+    same = np.asarray([key in held_out for key in keys]) & keep
+    found.findings[f"{name}_rows_in_pool"] = int(same.sum())
+    if not same.any():
+        return
+    first = int(same.nonzero()[0][0])
+    if overlap == "refuse":
+        raise DataError(
+            f"{int(same.sum()):,} of {len(keys):,} unlabeled rows are rows of the {name} split "
+            f"(the first is row {first}: {keys[first][:60]!r})",
+            where="data.unlabeled",
+            hint="take them out, or set `data.pool_overlap: drop`",
+        )
+    found.notes.append(f"{int(same.sum()):,} rows of the pool are rows of the {name} split: left out")
+    keep &= ~same
+
+
+def _compare_words(found: Pool, others: list[Any], columns: Sequence[str]) -> None:
+    """Says when pool and other rows use other words: another language, or another domain."""
+    ours = _words(found.rows, columns)
+    theirs: Counter = Counter()
+    for rows in others:
+        theirs += _words(rows, columns)
+    if not ours or not theirs:
+        return
+    likeness = cosine(ours, theirs)
+    found.findings["likeness"] = round(likeness, 3)
+    if likeness < UNLIKE:
+        found.notes.append(
+            f"the pool reads unlike the other rows (cosine of word frequencies {likeness:.2f}; the same "
+            f"language and domain give {UNLIKE} or more): is it another language?"
+        )
+
+
+def _words(rows: Any, columns: Sequence[str]) -> Counter:
+    counts: Counter = Counter()
+    sample = rows.select(range(0, len(rows), max(1, len(rows) // SAMPLE)))
+    for column in columns:
+        for value in _plain(sample, column):
+            words = value.casefold().split() if isinstance(value, str) else value
+            if isinstance(words, list):
+                counts.update(word for word in words if isinstance(word, str))
+    return counts
+
+
+def cosine(a: Counter, b: Counter) -> float:
+    """Returns the cosine of two word counts, in [0, 1]; counts enter as their square roots.
+
+    Without the root the one commonest word would decide.
+    """
+    dot = sum(math.sqrt(count * b[word]) for word, count in a.items())
+    return dot / math.sqrt(sum(a.values()) * sum(b.values()))
