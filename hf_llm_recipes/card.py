@@ -18,7 +18,7 @@ from typing import Any
 from hf_llm_recipes.errors import UserError, did_you_mean
 
 PACKAGED = "local/"  # prefix of the models and corpora that this package fetches itself
-PROBLEMS = ("single_label", "multi_label", "regression")
+PROBLEMS = ("single_label", "multi_label", "regression", "tokens")
 SMALL_TEST_ROWS = 1000  # an accuracy of 0.9 has an interval of +- 2 points there
 FEW_CLASS_ROWS = 20
 LOW_RECALL = 0.5
@@ -26,6 +26,10 @@ HIGH_ECE = 0.05
 
 # key of the metrics -> name in words, metric id of the Hub (None: not in the model index)
 SCORES = {
+    "f1": ("F1 of spans (type and both ends right)", "f1"),
+    "precision": ("Precision of spans", "precision"),
+    "recall": ("Recall of spans", "recall"),
+    "token_accuracy": ("Accuracy a word", "accuracy"),
     "accuracy": ("Accuracy", "accuracy"),
     "subset_accuracy": ("Subset accuracy (all labels of a row right)", "accuracy"),
     "f1_macro": ("Macro F1", "f1"),
@@ -42,7 +46,17 @@ SCORES = {
     "majority_baseline": ("Baseline: always the most frequent answer", None),
     "mean_baseline_rmse": ("Baseline: error of always answering the mean", None),
 }
-MAIN_SCORE = {"single_label": "accuracy", "multi_label": "subset_accuracy", "regression": "rmse"}
+MAIN_SCORE = {
+    "single_label": "accuracy",
+    "multi_label": "subset_accuracy",
+    "regression": "rmse",
+    "tokens": "token_accuracy",
+}
+AUTO_CLASSES = {  # pipeline tag -> class of transformers
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "image-classification": "AutoModelForImageClassification",
+}
 
 
 @dataclass(kw_only=True)
@@ -52,7 +66,7 @@ class CardInfo:
     Args:
         name: Of the run; the model's name.
         task: As in the recipe, e.g. ``"text_classification"``.
-        problem: ``"single_label"``, ``"multi_label"`` or ``"regression"``.
+        problem: ``"single_label"``, ``"multi_label"``, ``"regression"`` or ``"tokens"``.
         base_model: A Hub id, a folder, or ``local/<name>``.
         tuning: As in the recipe, e.g. ``"lora"``.
         weights_format: ``"transformers"`` for whole weights, ``"peft"`` for an adapter.
@@ -70,7 +84,7 @@ class CardInfo:
         peak_memory_gib: One number, or one for each of ``host`` and ``gpu``.
         command: That repeats the run.
         repo_id: Where the model will be on the Hub; without it the code names a folder.
-        example: One text, or the two of a pair, for the code.
+        example: One text, or the two of a pair, for the code; of no effect on images.
         max_length: Tokens after which texts were cut while training.
         trust_remote_code: Whether the architecture's code lies beside the weights.
 
@@ -169,7 +183,9 @@ def model_card(info: CardInfo) -> str:
 def usage_code(info: CardInfo) -> str:
     """Returns a Python program that loads the model and answers ``info.example``."""
     remote = ", trust_remote_code=True" if info.trust_remote_code else ""
-    imports = ["import torch", "from transformers import AutoModelForSequenceClassification, AutoTokenizer"]
+    auto_class = AUTO_CLASSES.get(info.pipeline_tag, "AutoModelForSequenceClassification")
+    processor = "AutoImageProcessor" if _takes_images(info) else "AutoTokenizer"
+    imports = ["import torch", f"from transformers import {auto_class}, {processor}"]
     lines = [f"model_id = {_model_id(info)!r}  # on the Hub, or the folder with this file"]
     if info.is_adapter:
         imports.insert(1, "from peft import PeftModel")
@@ -178,24 +194,51 @@ def usage_code(info: CardInfo) -> str:
         lines += [
             f"base_model = {_base_code(info)}",
             "",
-            "model = AutoModelForSequenceClassification.from_pretrained(",
+            f"model = {auto_class}.from_pretrained(",
             f"    base_model, num_labels={num_labels}, ignore_mismatched_sizes=True{remote}",
             ")",
             "model = PeftModel.from_pretrained(model, model_id)",
         ]
     else:
-        lines += ["", f"model = AutoModelForSequenceClassification.from_pretrained(model_id{remote})"]
-    cut = f", max_length={info.max_length}" if info.max_length else ""
-    texts = ", ".join(repr(text) for text in info.example)
+        lines += ["", f"model = {auto_class}.from_pretrained(model_id{remote})"]
+    if _takes_images(info):
+        imports.insert(1, "from PIL import Image")
     lines += [
         "model.eval()",
-        f"tokenizer = AutoTokenizer.from_pretrained(model_id{remote})",
-        f'inputs = tokenizer({texts}, truncation=True{cut}, return_tensors="pt")',
+        *_input_code(info, remote),
         "with torch.inference_mode():",
         "    logits = model(**inputs).logits[0]",
         *_answer_code(info),
     ]
     return "\n".join([*imports, "", *lines])
+
+
+def _takes_images(info: CardInfo) -> bool:
+    return info.pipeline_tag == "image-classification"
+
+
+def _tags_words(info: CardInfo) -> bool:
+    return info.problem == "tokens"
+
+
+def _input_code(info: CardInfo, remote: str) -> list[str]:
+    if _takes_images(info):
+        return [
+            f"processor = AutoImageProcessor.from_pretrained(model_id{remote})",
+            'mode = {1: "L", 3: "RGB"}[getattr(model.config, "num_channels", 3)]',
+            'image = Image.open("image.png").convert(mode)  # your own file',
+            'inputs = processor([image], return_tensors="pt")',
+        ]
+    cut = f", max_length={info.max_length}" if info.max_length else ""
+    load = f"tokenizer = AutoTokenizer.from_pretrained(model_id{remote})"
+    if _tags_words(info):
+        return [
+            load,
+            f"words = {info.example[0]!r}.split()",
+            f'inputs = tokenizer(words, is_split_into_words=True, truncation=True{cut}, return_tensors="pt")',
+        ]
+    texts = ", ".join(repr(text) for text in info.example)
+    return [load, f'inputs = tokenizer({texts}, truncation=True{cut}, return_tensors="pt")']
 
 
 def _packaged_import(info: CardInfo) -> list[str]:
@@ -213,11 +256,18 @@ def _base_code(info: CardInfo) -> str:
 def _answer_code(info: CardInfo) -> list[str]:
     if info.problem == "regression":
         return ["print(logits.item())"]
+    labels = ["labels = [", *(f"    {name!r}," for name in info.label_names or ()), "]"]
+    if _tags_words(info):
+        return [
+            *labels,
+            "word_ids = inputs.word_ids()",
+            "for word, text in enumerate(words):",
+            "    if word in word_ids:  # read at the word's first token",
+            '        print(f"{labels[logits[word_ids.index(word)].argmax()]}  {text}")',
+        ]
     squash = "softmax(dim=-1)" if info.problem == "single_label" else "sigmoid()"
     return [
-        "labels = [",
-        *(f"    {name!r}," for name in info.label_names or ()),
-        "]",
+        *labels,
         f"for label, probability in zip(labels, logits.float().{squash}.tolist()):",
         '    print(f"{probability:.3f}  {label}")',
     ]
@@ -295,6 +345,7 @@ def _what_it_is(info: CardInfo) -> str:
         "single_label": f"one of {len(info.label_names or ())} classes",
         "multi_label": f"any of {len(info.label_names or ())} labels",
         "regression": "one number",
+        "tokens": f"one of {len(info.label_names or ())} tags a word of",
     }[info.problem]
     base = _text(info.base_model if info.is_packaged_base else _last_part(info.base_model))
     if info.hub_base:
@@ -303,7 +354,7 @@ def _what_it_is(info: CardInfo) -> str:
     bits = _quantization_name(info.quantization)
     quantized = f", its base in {_text(bits)}" if bits else ""
     return (
-        f"{whole} {base} that answers {kind} a row "
+        f"{whole} {base} that answers {kind} {'an image' if _takes_images(info) else 'a row'} "
         f"({_text(info.task)}, {_text(info.tuning)} tuning{quantized}). "
         f"Base model licence: {_text(info.base_model_license or 'not recorded')}."
     )
@@ -331,7 +382,9 @@ def _result(info: CardInfo) -> list[str]:
         said += f" Intervals: percentile bootstrap over rows, {metrics['bootstrap']:,} resamples."
     parts = [said, _table(["Score", "Value", "95 % interval"], rows)]
     if metrics.get("per_class"):
-        parts.append(_class_table(metrics["per_class"]))
+        parts.append(
+            _class_table(metrics["per_class"], "Times in the test rows" if _tags_words(info) else "Test rows")
+        )
     return [*parts, f"Baseline: {_text(_last_parts(info.baseline))}"] if info.baseline else parts
 
 
@@ -339,12 +392,12 @@ def _interval(interval: Sequence[float] | None) -> str:
     return f"{interval[0]:.4f} – {interval[1]:.4f}" if interval else ""
 
 
-def _class_table(per_class: Mapping[str, Mapping[str, Any]]) -> str:
+def _class_table(per_class: Mapping[str, Mapping[str, Any]], counted: str) -> str:
     rows = [
         [name, *(f"{scores[key]:.4f}" for key in ("precision", "recall", "f1")), f"{scores['support']:,}"]
         for name, scores in per_class.items()
     ]
-    return _table(["Class", "Precision", "Recall", "F1", "Test rows"], rows)
+    return _table(["Class", "Precision", "Recall", "F1", counted], rows)
 
 
 def _use(info: CardInfo) -> list[str]:
@@ -410,7 +463,7 @@ def _said(value: Any) -> str:
 
 def _limits(info: CardInfo) -> list[str]:
     if info.metrics:
-        limits = [*_sample_limits(info), *_baseline_limits(info), *_class_limits(info.metrics)]
+        limits = [*_sample_limits(info), *_baseline_limits(info), *_class_limits(info)]
         limits += [*_calibration_limits(info), *info.metrics.get("notes", [])]
         limits.append("It was measured on test rows of the data above only; other sources were not measured.")
     else:
@@ -440,17 +493,18 @@ def _baseline_limits(info: CardInfo) -> list[str]:
     return [] if shown else [f"It is not shown to be better than always giving {answer} ({baseline:.4f})."]
 
 
-def _class_limits(metrics: Mapping[str, Any]) -> list[str]:
-    per_class = metrics.get("per_class", {})
+def _class_limits(info: CardInfo) -> list[str]:
+    per_class = info.metrics.get("per_class", {})
+    unit = "words or spans" if _tags_words(info) else "rows"
     limits = [
         f"{name!r} is missed more often than found: recall {scores['recall']:.2f} "
-        f"on {scores['support']:,} rows."
+        f"on {scores['support']:,} {unit}."
         for name, scores in per_class.items()
         if scores["support"] and scores["recall"] < LOW_RECALL
     ]
     few = [name for name, scores in per_class.items() if 0 < scores["support"] < FEW_CLASS_ROWS]
     if few:
-        limits.append(f"Fewer than {FEW_CLASS_ROWS} test rows for {', '.join(map(repr, few))}.")
+        limits.append(f"Fewer than {FEW_CLASS_ROWS} test {unit} for {', '.join(map(repr, few))}.")
     return limits
 
 

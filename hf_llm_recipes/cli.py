@@ -307,6 +307,10 @@ def _print_answers(texts: list[str], answers: list[dict]) -> None:
             said = f"{answer['label']} ({answer['probability']:.2f})"
         elif "labels" in answer:
             said = ", ".join(answer["labels"]) or "none"
+        elif "spans" in answer:
+            said = ", ".join(f"{span['type']}: {span['text']}" for span in answer["spans"]) or "none"
+        elif "tags" in answer:
+            said = " ".join(tag or "?" for tag in answer["tags"])
         else:
             said = f"{answer['value']:.4f}"
         typer.echo(f"{said}  <-  {text}")

@@ -128,14 +128,6 @@ class ImageClassification(Task):
         """The mean cross-entropy over the images of an optimizer step."""
         return partial(_mean_loss, label_smoothing=label_smoothing)
 
-    def items(self, logits: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Returns the logits (B, C) and the row (B,) of each: an image is an item."""
-        return logits, torch.arange(len(logits), device=logits.device)
-
-    def item_labels(self, labels: Tensor, batch: dict[str, Any]) -> Tensor:
-        """Returns the classes (B,)."""
-        return labels
-
     def quick_metrics(self, prediction: Any) -> dict[str, float]:
         """Accuracy and F1 of a Trainer's ``EvalPrediction``."""
         return evaluation.quick_metrics(_logits(prediction.predictions), prediction.label_ids, self.problem)

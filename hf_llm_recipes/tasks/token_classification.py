@@ -148,9 +148,9 @@ class TokenClassification(Task):
         return partial(_mean_loss, label_smoothing=label_smoothing)
 
     def items(self, logits: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Returns the logits (U, C) of a batch's items and the row (U,) of each, in the rows' order."""
+        """Returns the logits (U, C), in float32, and the rows (U,) of a batch's items, row by row."""
         items_BT = batch["token_items"].bool()
-        return logits[items_BT], items_BT.nonzero()[:, 0]
+        return logits[items_BT].float(), items_BT.nonzero()[:, 0]
 
     def item_labels(self, labels: Tensor, batch: dict[str, Any]) -> Tensor:
         """Returns the tag numbers (U,) of the items in the order of ``items``."""
