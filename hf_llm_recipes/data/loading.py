@@ -52,8 +52,9 @@ class Source:
         unlabeled_limit: Rows of the pool at most, drawn with ``split_seed``.
         pool_overlap: What is done with unlabeled rows that are rows of eval or test.
         columns: The name a task uses -> the name in the data, e.g. ``{text: review}``.
-        eval_fraction: Share of the train rows held out when there is no such split; in (0, 1).
-        test_fraction: The same for test.
+        eval_fraction: Share of the train rows held out when there is no such split; in [0, 1). 0: the
+            run has no eval split, for data with so few labels that none can be spared.
+        test_fraction: The same for test; in (0, 1).
         split_seed: Of the held-out rows.
         encoding: Of text files.
         delimiter: Of CSV; by default the tab for .tsv and the comma otherwise.
@@ -85,7 +86,7 @@ class Loaded:
 
     Args:
         train: Rows to learn from.
-        eval: Rows to choose by.
+        eval: Rows to choose by; None with ``eval_fraction: 0``.
         test: Rows to report on.
         description: JSON-able: origin, licence if known, ``splits`` (rows, columns, origin,
             fingerprint of each) and ``notes``, everything a user should know.
@@ -93,7 +94,7 @@ class Loaded:
     """
 
     train: Dataset | IterableDataset
-    eval: Dataset
+    eval: Dataset | None
     test: Dataset
     description: dict
     unlabeled: Dataset | None = None
@@ -152,7 +153,8 @@ def load(
             rows of eval or test.
     """
     _check_pool_keys(source)
-    check_fraction("eval_fraction", source.eval_fraction)
+    if source.eval_fraction != 0:
+        check_fraction("eval_fraction", source.eval_fraction)
     check_fraction("test_fraction", source.test_fraction)
     opened = open_source(
         source.name,
@@ -176,10 +178,12 @@ def load(
         for part, selection in selections.items()
     }
     missing = [part for part in PARTS if part not in data]
+    if source.eval_fraction == 0 and "eval" in missing:
+        missing.remove("eval")
     notes += [
         f"{part}_fraction has no effect: {part} is `{selections[part].text}`"
         for part in ("eval", "test")
-        if part not in missing and getattr(source, f"{part}_fraction") != getattr(Source, f"{part}_fraction")
+        if part in selections and getattr(source, f"{part}_fraction") != getattr(Source, f"{part}_fraction")
     ]
     if missing:
         _refuse_cut_of_stream(source, missing)
@@ -190,7 +194,8 @@ def load(
         _stream(data, notes)
     if "unlabeled" in data:
         _finish_pool(source, data, described, stratify_by, input_columns, notes)
-    for part in [*PARTS, *(["unlabeled"] if "unlabeled" in data else [])]:
+    data.setdefault("eval", None)
+    for part in [part for part in (*PARTS, "unlabeled") if data.get(part) is not None]:
         rows = None if part == "train" and source.streaming else len(data[part])
         described[part] = {"rows": rows, "columns": data[part].column_names, **described[part]}
     return Loaded(**data, description={**opened.description, "splits": described, "notes": notes})
@@ -529,7 +534,7 @@ def _finish_pool(
         found = check_pool(
             pool,
             labeled=data["train"],
-            held_out={part: data[part] for part in ("eval", "test")},
+            held_out={part: data[part] for part in ("eval", "test") if data.get(part) is not None},
             columns=input_columns,
             overlap=source.pool_overlap,
         )
@@ -554,7 +559,7 @@ def _stream(data: dict, notes: list[str]) -> None:
     from datasets import Dataset, IterableDataset
 
     for part in ("eval", "test"):
-        if isinstance(data[part], IterableDataset):
+        if isinstance(data.get(part), IterableDataset):
             data[part] = Dataset.from_list(list(data[part]), features=data[part].features)
     if not isinstance(data["train"], IterableDataset):
         notes.append("streaming: local data is read whole, then given row by row")

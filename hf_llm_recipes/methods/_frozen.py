@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hf_llm_recipes.data import propagation
+from hf_llm_recipes.errors import DataError
 from hf_llm_recipes.methods._features import frozen_features
 from hf_llm_recipes.methods.base import Parts
 
@@ -25,8 +26,10 @@ class Frozen:
     Args:
         features_ND: Of the labeled rows, then the pool.
         labels_N: Classes of the labeled rows; −1 for the pool.
-        target_NC: Propagated class probabilities of the pool.
+        target_NC: Class probabilities of the pool, by ``source``.
         prior_C: Estimated class shares of the pool.
+        source: ``"propagation"``, or ``"probe"`` where labeled rows held out in turn say that it is better.
+        held_out: Accuracy of both on those rows; empty where a class has one labeled row only.
         parts: For the test rows.
     """
 
@@ -34,34 +37,65 @@ class Frozen:
     labels_N: np.ndarray
     target_NC: np.ndarray
     prior_C: np.ndarray
+    source: str
+    held_out: dict[str, float]
     parts: Parts
 
     def baselines(self) -> dict[str, np.ndarray]:
-        """Probabilities on the first test rows: the probe's, and propagation's through its probe."""
+        """Probabilities on the first test rows: the probe's, and those of one fitted to the pool's labels."""
         test = self.parts.test.select(range(min(MOST_TEST_ROWS, len(self.parts.test))))
         test_ND = _encode(self.parts, test, "test features")
-        seen = self.labels_N >= 0
-        classes = self.target_NC.shape[1]
-        everything_NC = np.eye(classes, dtype=np.float32)[np.where(seen, self.labels_N, 0)]
-        everything_NC[~seen] = self.target_NC
+        seen, classes = self.labels_N >= 0, self.target_NC.shape[1]
+        labels = self.labels_N[seen]
+        soft_NC = np.concatenate([np.eye(classes)[labels], self.target_NC])
         return {
-            "probe": propagation.probe(self.features_ND[seen], self.labels_N[seen], classes).predict(test_ND),
-            "propagation": propagation.probe_on_soft(self.features_ND, everything_NC).predict(test_ND),
+            "probe": propagation.probe(self.features_ND[seen], labels, classes, test_ND),
+            self.source if self.source == "propagation" else "probe on its own labels": (
+                propagation.probe_on_soft(self.features_ND, soft_NC, test_ND)
+            ),
         }
 
 
 def look(parts: Parts) -> Frozen:
-    """Returns features of the labeled rows and the pool, and the propagated labels."""
+    """Returns features of labeled rows and pool, soft labels of the pool and its class shares."""
+    classes = parts.model.config.num_labels
     labeled_ND = _encode(parts, parts.train, "labeled features")
     pool_ND = _encode(parts, parts.unlabeled, "pool features")
     labels = np.asarray(parts.train["labels"][:], dtype=np.int64)
     features_ND = np.concatenate([labeled_ND, pool_ND])
     labels_N = np.concatenate([labels, np.full(len(pool_ND), -1)])
-    found = propagation.propagate(features_ND, labels_N, parts.model.config.num_labels)
-    target_NC = found.probabilities_NC[len(labeled_ND) :]
-    shares = ", ".join(f"{100 * share:.0f}" for share in found.prior_C)
-    log.info(f"label propagation on frozen features: estimated class shares of the pool {shares} %")
-    return Frozen(features_ND, labels_N, target_NC, found.prior_C, parts)
+    _check_every_class(labels, parts)
+    graph = propagation.neighbor_graph(features_ND)
+    found = propagation.propagate(None, labels_N, classes, graph=graph)
+    held_out: dict[str, float] = {}
+    if np.bincount(labels, minlength=classes).min() > 1:
+        held_out = propagation.held_out_accuracy(features_ND, labels_N, classes, graph=graph)
+    source, target_NC, prior_C = "propagation", found.probabilities_NC[len(labeled_ND) :], found.prior_C
+    if held_out and held_out["probe"] > held_out["propagation"]:
+        source = "probe"
+        target_NC = propagation.probe(labeled_ND, labels, classes, pool_ND)
+        prior_C = propagation.estimate_prior(target_NC, np.bincount(labels, minlength=classes))
+    _tell(source, held_out, prior_C)
+    return Frozen(features_ND, labels_N, target_NC, prior_C, source, held_out, parts)
+
+
+def _check_every_class(labels: np.ndarray, parts: Parts) -> None:
+    config = parts.model.config
+    absent = [i for i in range(config.num_labels) if i not in set(labels.tolist())]
+    if absent:
+        raise DataError(
+            f"no labeled row of class {config.id2label[absent[0]]!r}: nothing can be guessed of it",
+            where="data",
+            hint="label a row of it, take it out of `task.labels`, or set `method.warm_start: none`",
+        )
+
+
+def _tell(source: str, held_out: dict[str, float], prior_C: np.ndarray) -> None:
+    shares = ", ".join(f"{100 * share:.0f}" for share in prior_C)
+    log.info(f"frozen features: first labels of the pool by {source}; estimated class shares {shares} %")
+    if held_out:
+        scores = ", ".join(f"{name} {100 * score:.0f} %" for name, score in held_out.items())
+        log.info(f"frozen features, labeled rows held out in turn: {scores} right")
 
 
 def _encode(parts: Parts, rows: Any, label: str) -> np.ndarray:

@@ -20,7 +20,7 @@ class Prepared:
 
     Args:
         train: Features to train on.
-        eval: Features looked at during training.
+        eval: Features looked at during training; None where the data has no eval split.
         test: Features touched once, at the end.
         config: Values for the model's configuration (labels, problem type).
         collator: Rows -> a batch.
@@ -37,6 +37,11 @@ class Prepared:
     unlabeled: Any = None
     findings: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+
+def splits(loaded: Any) -> list[str]:
+    """Returns the labeled splits that the data has: train and test, and eval unless it has none."""
+    return ["train", *(["eval"] if loaded.eval is not None else []), "test"]
 
 
 class Task(ABC):

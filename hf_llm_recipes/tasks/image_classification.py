@@ -31,7 +31,7 @@ from hf_llm_recipes.errors import DataError
 from hf_llm_recipes.registry import TASKS
 from hf_llm_recipes.tasks import _labels
 from hf_llm_recipes.tasks._rows import bar_if_long, check_columns
-from hf_llm_recipes.tasks.base import Prepared, Task
+from hf_llm_recipes.tasks.base import Prepared, Task, splits
 
 MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's mode
 DEEP_MODES = ("I", "F")  # of more than 8 bits: Pillow would clip them
@@ -84,12 +84,12 @@ class ImageClassification(Task):
         """Returns pixels and labels of every split; see ``Task.prepare``."""
         if isinstance(loaded.train, IterableDataset):
             raise DataError("images are not read from a stream", hint="set `data.streaming: false`")
-        for split in ("train", "eval", "test"):
+        for split in splits(loaded):
             wanted = [("image", self.image), ("label", self.label)]
             check_columns(getattr(loaded, split), wanted, f"{split} split")
         names = self._names(loaded.train)
         made, findings = {}, {}
-        for split in ("train", "eval", "test"):
+        for split in splits(loaded):
             rows, where = getattr(loaded, split), f"{split} split"
             made[split], findings[split] = self._features(rows, processor, model_config, names, where)
         if loaded.unlabeled is not None:
@@ -97,6 +97,7 @@ class ImageClassification(Task):
             made["unlabeled"], findings["unlabeled"] = self._features(
                 loaded.unlabeled, processor, model_config, None, "unlabeled rows"
             )
+        made.setdefault("eval", None)
         return Prepared(
             **made,
             config={

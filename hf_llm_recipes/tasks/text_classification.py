@@ -25,7 +25,7 @@ from hf_llm_recipes.errors import DataError
 from hf_llm_recipes.registry import TASKS
 from hf_llm_recipes.tasks import _labels
 from hf_llm_recipes.tasks._rows import bar_if_long, check_columns, column_names, input_length
-from hf_llm_recipes.tasks.base import Prepared, Task
+from hf_llm_recipes.tasks.base import Prepared, Task, splits
 
 FEATURES = ["input_ids", "attention_mask", "token_type_ids", "labels"]
 
@@ -113,12 +113,12 @@ class TextClassification(Task):
 
     def prepare(self, loaded: Any, tokenizer: Any, model_config: Any) -> Prepared:
         """Returns token ids and labels of every split; see ``Task.prepare``."""
-        for split in ("train", "eval", "test"):
+        for split in splits(loaded):
             self._check_columns(getattr(loaded, split), f"{split} split", labeled=True)
         names = self._names(loaded)
         length = self._length(tokenizer, model_config)
         made, findings, notes = {}, {}, []
-        for split in ("train", "eval", "test"):
+        for split in splits(loaded):
             rows = getattr(loaded, split)
             where = f"{split} split"
             made[split], found = self._features(rows, tokenizer, length, names, where)
@@ -133,6 +133,7 @@ class TextClassification(Task):
             notes += _sentences("unlabeled", found, length)
         if self.problem == "single_label" and not isinstance(made["train"], IterableDataset):
             notes += _labels.check_classes(made["train"]["labels"][:], names, where="train split")
+        made.setdefault("eval", None)
         return Prepared(
             **made,
             config=self._model_values(names),

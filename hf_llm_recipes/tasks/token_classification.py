@@ -32,7 +32,7 @@ from hf_llm_recipes.errors import DataError
 from hf_llm_recipes.registry import TASKS
 from hf_llm_recipes.tasks import _labels
 from hf_llm_recipes.tasks._rows import bar_if_long, check_columns, column_names, input_length
-from hf_llm_recipes.tasks.base import Prepared, Task
+from hf_llm_recipes.tasks.base import Prepared, Task, splits
 from hf_llm_recipes.token_evaluation import PADDING
 
 FEATURES = ["input_ids", "attention_mask", "token_type_ids"]
@@ -96,13 +96,13 @@ class TokenClassification(Task):
 
     def prepare(self, loaded: Any, tokenizer: Any, model_config: Any) -> Prepared:
         """Returns token ids and tag numbers of every split; see ``Task.prepare``."""
-        for split in ("train", "eval", "test"):
+        for split in splits(loaded):
             wanted = [("tokens", self.tokens), ("label", self.label)]
             check_columns(getattr(loaded, split), wanted, f"{split} split")
         self._tags = self._names(loaded)
         length = input_length(self.max_length, tokenizer, model_config)
         made, findings, notes = {}, {}, []
-        for split in ("train", "eval", "test"):
+        for split in splits(loaded):
             made[split], findings[split] = self._features(
                 getattr(loaded, split),
                 tokenizer,
@@ -120,6 +120,7 @@ class TokenClassification(Task):
             notes += _sentences("unlabeled", findings["unlabeled"], length)
         if not isinstance(made["train"], IterableDataset):
             notes += self._check_tags(made["train"])
+        made.setdefault("eval", None)
         return Prepared(
             **made,
             config={
