@@ -414,9 +414,6 @@ class _Runner:
 
         A checkpoint of the task's training holds what the stages did.
         """
-        from hf_llm_recipes.callbacks.log_file import LogFile
-        from hf_llm_recipes.stages.base import StageParts
-
         figures: list[dict[str, Any]] = []
         if not self.plan.stages or checkpoint is not None:
             return figures
@@ -426,6 +423,9 @@ class _Runner:
                 where=self.plan.recipe.where("stages"),
                 hint="name them in `data.unlabeled`, or keep few labels with `data.labels_per_class`",
             )
+        from hf_llm_recipes.callbacks.log_file import LogFile
+        from hf_llm_recipes.stages.base import StageParts
+
         for number, stage in enumerate(self.plan.stages):
             folder = self.directory / rundir.CHECKPOINTS / f"stage-{number}"
             self._say([f"stage {number + 1} of {len(self.plan.stages)}: {type(stage).__name__}"])
