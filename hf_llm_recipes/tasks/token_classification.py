@@ -232,7 +232,7 @@ class TokenClassification(Task):
         rows = [_listed(value, self.label, place) for value, place in zip(column, places, strict=True)]
         names = _labels.found_names(value for value in chain.from_iterable(rows) if value not in (None, ""))
         words = sum(map(len, rows))
-        if len(names) > max(2, words // 2):
+        if len(names) > max(10, words // 2):
             raise DataError(
                 f"column `{self.label}` has {len(names):,} different values in {words:,} words",
                 where="train split",

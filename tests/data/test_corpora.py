@@ -2,6 +2,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hf_llm_recipes.data.corpora import python_docstrings
 from hf_llm_recipes.data.corpora.base import SPLITS, Corpus, fraction_of, local_corpora, split_of
 from hf_llm_recipes.data.corpora.digits import Digits
 from hf_llm_recipes.data.corpora.python_docstrings import LIBRARIES, PythonDocstrings, clean
+from hf_llm_recipes.data.corpora.python_names import MAX_ROWS, TAGS, PythonNames, tagged
 from hf_llm_recipes.data.corpora.python_source import MAX_TOTAL_BYTES, PythonSource
 from hf_llm_recipes.registry import CORPORA
 
@@ -77,7 +79,12 @@ def test_hashes_are_the_same_on_every_machine():
 
 def test_every_corpus_has_a_line_and_a_licence():
     lines = local_corpora()
-    assert list(lines) == ["local/digits", "local/python-docstrings", "local/python-source"]
+    assert list(lines) == [
+        "local/digits",
+        "local/python-docstrings",
+        "local/python-names",
+        "local/python-source",
+    ]
     assert lines["local/digits"] == "8x8 images of handwritten digits (CC-BY-4.0)"
     seen = 0
     for name in CORPORA.names():
@@ -86,7 +93,7 @@ def test_every_corpus_has_a_line_and_a_licence():
         assert corpus.license
         assert corpus.packages
         seen += 1
-    assert seen == 3
+    assert seen == 4
 
 
 CLEANED = {
@@ -233,3 +240,82 @@ def test_building_imports_none_of_the_libraries(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"sympy", "torch", "pandas", "sklearn"}.isdisjoint(done.stdout.split())
+
+
+@pytest.fixture(scope="module")
+def names():
+    return PythonNames().build()
+
+
+SOURCE = '''
+import os.path
+import numpy as np
+class Base:
+    def read_all(self, path, *names, HTTPMode=None):
+        """Doc of
+        two lines."""
+        # a comment
+        found = os.path.join(path, "x") + str(3)
+        raise MyError(found, names[0].size_of, np)
+'''
+WORDS_AND_TAGS = """
+def read/B-function all/I-function ( self , path/B-parameter , * names/B-parameter , http/B-parameter
+mode/I-parameter = none ) : ; found = os/B-module . path/B-attribute . join/B-function ( path/B-parameter ,
+" ) + str/B-class ( 0 ) ; raise my/B-class error/I-class ( found , names/B-parameter [ 0 ] . size/B-attribute
+of/I-attribute , np/B-module ) ;
+"""
+
+
+def test_names_are_tagged_with_what_they_are():
+    ((words, tags),) = tagged(SOURCE)
+    found = [word if tag == "O" else f"{word}/{tag}" for word, tag in zip(words, tags, strict=True)]
+    assert found == WORDS_AND_TAGS.split()
+
+
+PASSED_OVER = {
+    "a decorator": "@cached\ndef f(one, two):\n    return one.first + two.second",
+    "a nested function": "def f(one, two):\n    def g():\n        return one.first + two\n    return g",
+    "an import": "def f(one, two):\n    import os\n    return one.first + two.second",
+    "an f-string": "def f(one, two):\n    return f'{one}' + one.first + two.second",
+    "letters beyond ASCII": "def f(one, two):\n    return 'é' + one.first + two.second",
+    "few words": "def f(one):\n    return one",
+    "no Python": "def f(:",
+}
+
+
+@pytest.mark.parametrize("case", PASSED_OVER)
+def test_functions_that_are_passed_over(case):
+    assert list(tagged(PASSED_OVER[case])) == []
+
+
+def test_names_have_a_tag_a_word_and_no_file_is_in_two_splits(names):
+    paths = {split: set(names.splits[split]["path"]) for split in SPLITS}
+    assert not paths["train"] & paths["test"]
+    assert not paths["train"] & paths["validation"]
+    assert not paths["validation"] & paths["test"]
+    rows = [row for split in SPLITS for row in names.splits[split]]
+    assert 3000 < len(rows) <= MAX_ROWS
+    assert len({tuple(row["tokens"]) for row in rows}) == len(rows)
+    assert all(12 <= len(row["tokens"]) == len(row["label"]) <= 60 for row in rows)
+    assert all(word == word.lower() and word.isascii() for row in rows for word in row["tokens"])
+    assert names.splits["train"].features["label"].feature.names == TAGS
+    counts = Counter(TAGS[number] for row in rows for number in row["label"])
+    assert min(counts[tag] for tag in TAGS if tag.startswith("B-")) > 500
+    for row in rows[:200]:  # an inside follows its own beginning
+        tags = ["O", *(TAGS[number] for number in row["label"])]
+        assert all(before[2:] == tag[2:] for before, tag in pairwise(tags) if tag.startswith("I-"))
+
+
+def test_a_words_most_frequent_tag_is_not_enough(names):
+    from hf_llm_recipes.token_evaluation import spans
+
+    counts = {}
+    for row in names.splits["train"]:
+        for word, tag in zip(row["tokens"], row["label"], strict=True):
+            counts.setdefault(word, Counter())[TAGS[tag]] += 1
+    right = said = true = 0
+    for row in names.splits["test"]:
+        guess = [counts[w].most_common(1)[0][0] if w in counts else "O" for w in row["tokens"]]
+        found, expected = set(spans(guess)), set(spans([TAGS[number] for number in row["label"]]))
+        right, said, true = right + len(found & expected), said + len(found), true + len(expected)
+    assert 0.3 < 2 * right / (said + true) < 0.6
