@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from hf_llm_recipes.methods._features import config_bytes, evaluating, weights_sha256
-from hf_llm_recipes.methods._forward import model_inputs, unwrapped
+from hf_llm_recipes.methods._forward import model_inputs, take, unwrapped
 from hf_llm_recipes.rundir import full_disk_told, need_space
 from hf_llm_recipes.tuning.freeze import layer_stack
 
@@ -196,8 +196,8 @@ class LowerLayers:
         self, stream: str, rows: list[int], missing: list[int], batch: Mapping[str, Any]
     ) -> dict[int, Tensor]:
         """Runs the lower layers on some places of a batch and keeps what comes out."""
-        chosen = torch.tensor(missing, device=_device(batch))
-        part = {key: value[chosen] if torch.is_tensor(value) else value for key, value in batch.items()}
+        inputs = {k: v for k, v in model_inputs(self.model, batch).items() if torch.is_tensor(v)}
+        part = take(inputs, torch.tensor(missing, device=_device(batch)))
         hidden_BTD = self._lower(part, torch.no_grad)
         mask = part.get("attention_mask")
         kept = [
@@ -294,13 +294,16 @@ class _Store:
         directory.mkdir(parents=True, exist_ok=True)
         self.streams, self.fingerprint = {name: number for number, name in enumerate(streams)}, fingerprint
         self._places: dict[tuple[int, int], tuple[int, int, int]] = {}
+        self._num_records = 0  # whole ones; a row computed anew has several
         self.shape: tuple[torch.dtype, int] | None = None
         self._lock, stem = _first_free(directory, fingerprint[:24])
         self.path, self.index_path = stem.with_suffix(".states"), stem.with_suffix(".rows")
         known = self.path.is_file() and self._take_up()
         mode = "r+b" if known else "w+b"
         self._data, self._index = self.path.open(mode), self.index_path.open(mode)
-        self._index.seek(self.HEAD + len(self._places) * self.RECORD.itemsize if known else 0)
+        self._index.seek(
+            self.HEAD + self._num_records * self.RECORD.itemsize if known else 0
+        )  # torn tails go
         self._checked = False
 
     def read(self, stream: str, row: int) -> Tensor | None:
@@ -366,8 +369,8 @@ class _Store:
             if not words[2].isdecimal():
                 return False
             self.shape = dtype, int(words[2])
-            whole = (len(held) - self.HEAD) // self.RECORD.itemsize * self.RECORD.itemsize
-            records = np.frombuffer(held, self.RECORD, whole // self.RECORD.itemsize, self.HEAD)
+            self._num_records = (len(held) - self.HEAD) // self.RECORD.itemsize
+            records = np.frombuffer(held, self.RECORD, self._num_records, self.HEAD)
             self._places = {(s, row): (at, tokens, total) for s, row, at, tokens, total in records.tolist()}
             return True
         return False
