@@ -1,3 +1,4 @@
+import contextlib
 import io
 import math
 from types import SimpleNamespace
@@ -245,7 +246,7 @@ def digits(tmp_path):
     }
 
 
-def test_digits_are_learned_from_random_weights(digits, tmp_path):
+def test_digits_are_learned_from_random_weights(digits, tmp_path, monkeypatch):
     from hf_llm_recipes.run import run
 
     done = run(Recipe.from_dict(digits))
@@ -253,7 +254,6 @@ def test_digits_are_learned_from_random_weights(digits, tmp_path):
     assert done.metrics["test"]["accuracy"] > 0.5  # chance is 0.1
     assert done.metrics["reload"]["logits_max_difference"] < 1e-4
     assert len(pd.read_parquet(done.path / "predictions.parquet")) == 180
-    assert "AutoImageProcessor" in (done.path / "README.md").read_text()
     predictor = Predictor.load(done.path)
     Image.fromarray(DARK).save(tmp_path / "dark.png")
     answers = predictor.predict([tmp_path / "dark.png", DARK, Image.fromarray(DARK)], batch_size=2)
@@ -261,6 +261,14 @@ def test_digits_are_learned_from_random_weights(digits, tmp_path):
     assert predictor.predict([{"image": DARK}])[0]["label"] == answers[0]["label"]
     with pytest.raises(DataError, match="row 1: there is no image file"):
         predictor.predict([DARK, tmp_path / "nowhere.png"])
+    code = (done.path / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    (tmp_path / "dark.png").rename(tmp_path / "image.png")
+    monkeypatch.chdir(tmp_path)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(code.replace("'digits'", repr(str(done.path / "model"))), "card", "exec"), {})
+    said = {line.split("  ")[1]: float(line.split("  ")[0]) for line in printed.getvalue().splitlines()}
+    assert max(said, key=said.get) == answers[0]["label"]
+    assert max(said.values()) == pytest.approx(answers[0]["probability"], abs=1e-3)
 
 
 def test_a_checkpoint_is_adapted_with_its_own_processor(digits, tmp_path):

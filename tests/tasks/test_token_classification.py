@@ -1,3 +1,5 @@
+import contextlib
+import io
 import json
 import math
 from types import SimpleNamespace
@@ -361,8 +363,13 @@ def test_a_run_from_file_to_answers(recipe, tmp_path):
     with pytest.raises(DataError, match="row 1: 3 is no text"):
         predictor.predict(["a", 3])
     card = (done.path / "README.md").read_text()
-    assert "AutoModelForTokenClassification" in card
     assert "F1 of spans" in card
+    code = card.split("```python\n")[1].split("```")[0].replace("'tiny'", repr(str(done.path / "model")))
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(code, "card", "exec"), {})
+    assert [
+        line.split("  ")[1] for line in printed.getvalue().splitlines()
+    ] == ["Put", "your", "own", "text", "here."]
 
 
 def test_a_run_of_an_adapter_on_a_model_that_pads_left(recipe, tiny_llama, tmp_path):

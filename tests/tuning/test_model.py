@@ -5,6 +5,7 @@ import pytest
 import torch
 from _tiny import CLASSES, SAVED, SMALL, build, logits, reloaded, save, trainable, trained
 from conftest import make_tokenizer
+from PIL import Image
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -292,3 +293,26 @@ def test_the_tasks_values_stand_in_the_configuration(bert):
     config = _model.load_config(ModelSource(name=str(bert)), CLASSES)
     assert (config.num_labels, config.id2label[2]) == (3, "c")
     assert config.problem_type == "single_label_classification"
+
+
+def test_an_architecture_of_images_needs_no_tokenizer_and_gets_a_plain_processor():
+    config = {"image_size": 8, "patch_size": 4, "num_channels": 1}
+    source = ModelSource(architecture="hlr_vision", preset="tiny", config=config)
+    processor = _model.load_processor(source, "image_processor")
+    pixels = processor([Image.new("L", (3, 5), 255)], return_tensors="np")["pixel_values"]
+    assert pixels.shape == (1, 1, 8, 8)
+    assert pixels.min() == pixels.max() == 1.0
+    assert _model.load_config(source, {"num_labels": 4}, processor).num_labels == 4
+    with pytest.raises(ValueError, match="tokenizer has no effect on hlr_vision, which takes images"):
+        ModelSource(architecture="hlr_vision", tokenizer="local/nothing")
+
+
+def test_an_architecture_of_texts_takes_no_images(bert):
+    source = ModelSource(architecture="hlr_encoder", preset="tiny", tokenizer=str(bert))
+    with pytest.raises(RunError, match="hlr_encoder takes no images"):
+        _model.load_processor(source, "image_processor")
+
+
+def test_a_checkpoint_without_an_image_processor_is_named(bert):
+    with pytest.raises(RunError, match="the image processor could not be loaded"):
+        _model.load_processor(ModelSource(name=str(bert)), "image_processor")
