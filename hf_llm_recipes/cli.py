@@ -279,8 +279,8 @@ def _show_beside(console, metrics: dict) -> None:
     table = Table("beside it", "score", "95 %", box=None, pad_edge=False)
     comparison, method = metrics.get("comparison", {}), metrics.get("method", {})
     rows = {"supervised, same labels and steps": comparison.get("supervised")}
-    for name in ("student", "teacher"):
-        rows[f"the {name}, not exported"] = method.get(f"test_{name}")
+    for name in ("student", "teacher", "second_student"):
+        rows[f"the {name.replace('_', ' ')}, not exported"] = method.get(f"test_{name}")
     for name, found in metrics.get("baselines", {}).items():
         rows[f"{name} on frozen features ({found['rows']:,} rows)"] = found
     for name, found in rows.items():

@@ -191,7 +191,7 @@ class SemiSupervisedTrainer(Trainer):
         """Forward and backward of the unlabeled loss; returns its share of the logged loss."""
         with self.compute_loss_context_manager():
             loss = self._unlabeled_loss(model, unlabeled)
-        self._count("unlabeled/loss", float(loss))
+        self._count("unlabeled/loss", float(loss.detach()))
         self._count("unlabeled/weight", strength)
         loss = strength * loss / self.current_gradient_accumulation_steps
         if loss.requires_grad:

@@ -23,17 +23,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_llm_recipes.algorithms.uda import UDA
 from hf_llm_recipes.data.augmentation._choose import OneOf, check_kinds, default_views
 from hf_llm_recipes.data.augmentation.base import Pool
 from hf_llm_recipes.errors import DataError
 from hf_llm_recipes.methods import _features, _frozen
+from hf_llm_recipes.methods._forward import unwrapped
 from hf_llm_recipes.methods._guard import Guard
+from hf_llm_recipes.methods._joint_trainer import JointTrainer
 from hf_llm_recipes.methods._lower_layers import LowerLayers, first_trainable_layer
 from hf_llm_recipes.methods._semi_trainer import Schedule, SemiSupervisedTrainer, WarmStart
 from hf_llm_recipes.methods._streams import TwoStreamBatches, TwoStreams
 from hf_llm_recipes.methods.base import Method, Parts
 from hf_llm_recipes.methods.supervised import frozen_quantised_base
-from hf_llm_recipes.registry import METHODS
+from hf_llm_recipes.registry import ALGORITHMS, METHODS
+from hf_llm_recipes.tuning._model import head_modules
+from hf_llm_recipes.tuning.freeze import layer_stack
 
 log = logging.getLogger("hf_llm_recipes")
 
@@ -111,7 +116,7 @@ class SemiSupervised(Method):
         """Returns the Trainer; frozen features are computed here where the recipe uses them."""
         self._check_parts(parts)
         algorithm, task, arguments = parts.algorithm, parts.task, parts.arguments
-        kind = algorithm.teacher if self.teacher == "default" else self.teacher
+        kind = self._teacher_kind(algorithm)
         if self.export == "teacher" and kind == "student":
             raise ValueError("export is teacher, but the student is its own teacher; allowed: auto, student")
         batch, size = self._sizes(parts)
@@ -121,8 +126,12 @@ class SemiSupervised(Method):
         algorithm.start(num_classes, len(parts.unlabeled))
         batches = TwoStreamBatches(len(parts.train), len(parts.unlabeled), batch, size, arguments.seed)
         streams = TwoStreams(parts.train, parts.unlabeled, self._strong_view(parts), batches)
+        trainer, more = SemiSupervisedTrainer, {}
+        if algorithm.students == 2:
+            trainer, more = JointTrainer, {"fresh": ["lora_A", *head_modules(unwrapped(parts.model))]}
         with frozen_quantised_base(parts.model):
-            return SemiSupervisedTrainer(
+            return trainer(
+                **more,
                 task=task,
                 algorithm=algorithm,
                 streams=streams,
@@ -146,6 +155,8 @@ class SemiSupervised(Method):
 
     def variants(self, trainer: SemiSupervisedTrainer) -> dict[str, AbstractContextManager]:
         """The student beside an exported teacher, or the other way round."""
+        if isinstance(trainer, JointTrainer):
+            return {"second_student": trainer.other_weights()}
         if trainer.teacher is None:
             return {}
         other = "student" if trainer.export == "teacher" else "teacher"
@@ -166,6 +177,15 @@ class SemiSupervised(Method):
         """Probe and propagation on frozen features, on the test rows."""
         return {} if self.frozen is None else self.frozen.baselines()
 
+    def _teacher_kind(self, algorithm: Any) -> str:
+        if algorithm.students == 2:
+            if self.teacher == "ema":
+                raise ValueError(
+                    "teacher is ema, but two students teach each other; allowed: default, student"
+                )
+            return "student"
+        return algorithm.teacher if self.teacher == "default" else self.teacher
+
     def _check_parts(self, parts: Parts) -> None:
         if parts.unlabeled is None or len(parts.unlabeled) == 0:
             raise DataError(
@@ -179,6 +199,9 @@ class SemiSupervised(Method):
                 f"the algorithm {type(parts.algorithm).__name__} does not fit a {problem} task; "
                 f"allowed: {', '.join(_fitting(problem)) or 'method: self_training'}"
             )
+        annealed = isinstance(parts.algorithm, UDA) and parts.algorithm.training_signal_annealing != "none"
+        if annealed and problem != "single_label":
+            raise ValueError(f"training_signal_annealing has no effect on a {problem} task; allowed: none")
         if parts.arguments.train_sampling_strategy != "random":
             raise ValueError("train_sampling_strategy has no effect on two streams: take it out")
 
@@ -280,15 +303,10 @@ def _check(
 
 
 def _fitting(problem: str) -> list[str]:
-    from hf_llm_recipes.registry import ALGORITHMS
-
     return [name for name in ALGORITHMS.names() if problem in ALGORITHMS.get(name).problems]
 
 
 def _num_layers(model: Any) -> int:
-    from hf_llm_recipes.methods._forward import unwrapped
-    from hf_llm_recipes.tuning.freeze import layer_stack
-
     return len(layer_stack(unwrapped(model))[1])
 
 
