@@ -622,7 +622,7 @@ class _Runner:
             "data": self.loaded.description,
             "model": {
                 "name": self.plan.model.name,
-                "fingerprint": _weights_fingerprint(self.plan.model.path),
+                "fingerprint": self._weights_fingerprint(),
             },
             "notes": self.notes,
         }

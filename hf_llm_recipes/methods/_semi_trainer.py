@@ -163,6 +163,7 @@ class SemiSupervisedTrainer(Trainer):
     ) -> Any:
         """The supervised loss of the labeled rows."""
         self._batch = inputs
+        inputs = {**model_inputs(self.model, inputs), "labels": inputs["labels"]}
         if self.lower is not None and model.training:
             self.lower.quiet()
             with self.lower.replaced(("labeled", self._index), inputs):
@@ -273,6 +274,8 @@ class SemiSupervisedTrainer(Trainer):
                 return self._in_pieces(model, weak, rows_U)
         finally:
             model.train()
+            if self.lower is not None:
+                self.lower.quiet()
 
     def _in_pieces(self, model: Any, weak: dict[str, Any], rows_U: Tensor) -> Tensor:
         """Logits of a batch, longest rows first, each piece padded to its own longest row."""
