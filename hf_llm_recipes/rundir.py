@@ -98,10 +98,8 @@ class RunDirectory:
         return f"hf-llm-recipes run {self / RECIPE} output={self.path} resume=true"
 
     def last_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint, or None; the Trainer writes its state file last."""
-        states = (self / CHECKPOINTS).glob("checkpoint-*/trainer_state.json")
-        found = [p.parent for p in states if p.parent.name.split("-")[-1].isdigit()]
-        return max(found, key=lambda p: int(p.name.split("-")[-1]), default=None)
+        """The newest whole checkpoint, or None."""
+        return newest_checkpoint(self / CHECKPOINTS)
 
     def write_text(self, name: str, text: str) -> Path:
         """Writes a file to the side and renames it."""
@@ -130,6 +128,26 @@ class RunDirectory:
             os.replace(self / name, old)
         os.replace(side, self / name)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Returns the newest whole checkpoint of a training, or None; the Trainer writes its state file last.
+
+    A training in rounds has its checkpoints one folder deeper: ``round-2/checkpoint-40`` comes after
+    ``round-1/checkpoint-50``.
+    """
+    states = [
+        *folder.glob("checkpoint-*/trainer_state.json"),
+        *folder.glob("round-*/checkpoint-*/trainer_state.json"),
+    ]
+    found = [p.parent for p in states if _number(p.parent) is not None]
+    return max(found, key=lambda p: (_number(p.parent) or 0, _number(p)), default=None)
+
+
+def _number(path: Path) -> int | None:
+    """The number at the end of a name such as ``checkpoint-40``."""
+    end = path.name.rpartition("-")[2]
+    return int(end) if end.isdigit() else None
 
 
 @contextmanager

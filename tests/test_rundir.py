@@ -136,6 +136,17 @@ def test_the_newest_checkpoint_is_the_largest_number(run):
     assert run.last_checkpoint() == run / "checkpoints" / "checkpoint-10"
 
 
+def test_checkpoints_of_later_rounds_are_newer(run):
+    rounds = ("round-1/checkpoint-50", "round-2/checkpoint-4", "round-2/checkpoint-10")
+    for name in (*rounds, "stage-3/checkpoint-99"):
+        (run / "checkpoints" / name).mkdir(parents=True)
+        (run / "checkpoints" / name / "trainer_state.json").write_text("{}")
+    (run / "checkpoints" / "round-10" / "checkpoint-1").mkdir(parents=True)  # not whole
+    assert run.last_checkpoint() == run / "checkpoints" / "round-2" / "checkpoint-10"
+    (run / "checkpoints" / "round-10" / "checkpoint-1" / "trainer_state.json").write_text("{}")
+    assert run.last_checkpoint() == run / "checkpoints" / "round-10" / "checkpoint-1"
+
+
 def test_a_checkpoint_that_was_not_finished_is_passed_over(run):
     for step in (1, 2):
         (run / "checkpoints" / f"checkpoint-{step}").mkdir(parents=True)
