@@ -104,7 +104,10 @@ def backbone_of(model: nn.Module) -> nn.Module:
             hint="take `stages` out, or choose an encoder",
         )
     backbone = inner.base_model
-    if not any(p.requires_grad for p in backbone.parameters()):
+    trained = [name for name, p in backbone.named_parameters() if p.requires_grad]
+    if all(
+        name.startswith("pooler.") for name in trained
+    ):  # it reads the hidden states, which a stage ends at
         raise RunError(
             "only the task's head is trained, which a stage leaves alone",
             allowed="tuning: lora, full, or freeze with trained layers",
