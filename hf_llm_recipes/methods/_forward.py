@@ -101,7 +101,7 @@ class StudentForward:
         batch = take(both, torch.cat([rows_K, others_K]))
         inputs = model_inputs(self.model, batch)
         name, stack = layer_stack(self.inner)
-        number = len(stack) // 2 if layer is None else layer
+        number = min(len(stack) // 2, len(stack) - 2) if layer is None else layer
         if not 0 <= number < len(stack) - 1:
             raise ValueError(f"layer is {number}; allowed: 0 to {len(stack) - 2} (`{name}`)")
         with _mixing(stack[number], count, share):

@@ -1,0 +1,371 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_llm_recipes.errors import DataError, InterruptedRunError, RecipeError
+from hf_llm_recipes.methods import _semi_trainer
+from hf_llm_recipes.methods._semi_trainer import Schedule, SemiSupervisedTrainer
+from hf_llm_recipes.methods.semi_supervised import SemiSupervised
+from hf_llm_recipes.recipe import Recipe
+from hf_llm_recipes.registry import ALGORITHMS
+from hf_llm_recipes.run import run
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+FIT = {
+    "data": {"labels_per_class": 4},
+    "method": {"name": "semi_supervised"},
+    "algorithm": {"name": "fixmatch"},
+}
+
+
+@pytest.fixture
+def semi(recipe, tmp_path, monkeypatch):
+    """Recipe values: 12 labeled rows of 3 classes and a pool; nothing is cached outside the test."""
+    monkeypatch.setenv("HF_LLM_RECIPES_CACHE", str(tmp_path / "cache"))
+
+    def make(**sections):
+        values = json.loads(json.dumps(recipe))
+        for key, value in [*FIT.items(), *sections.items()]:
+            if isinstance(value, dict):
+                values[key] = {**(values.get(key) or {}), **value}
+            else:
+                values[key] = value
+        return Recipe.from_dict(values)
+
+    return make
+
+
+@pytest.fixture
+def trainers(monkeypatch):
+    """Every trainer that is built, in order."""
+    made = []
+    init = SemiSupervisedTrainer.__init__
+
+    def remember(self, **keys):
+        made.append(self)
+        init(self, **keys)
+
+    monkeypatch.setattr(SemiSupervisedTrainer, "__init__", remember)
+    return made
+
+
+def weights(folder):
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found |= load_file(file)
+    return found
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_schedule_waits_then_grows_then_stays():
+    schedule = Schedule(weight=2.0, warmup=0.1, ramp=0.4)
+    assert schedule.at(0.05) == 0.0
+    assert schedule.at(0.1) == pytest.approx(2 * np.exp(-5))
+    assert schedule.at(0.3) == pytest.approx(2 * np.exp(-5 * 0.25))
+    assert schedule.at(0.5) == schedule.at(1.0) == pytest.approx(2.0)
+    assert Schedule(2.0, 0.1, 0.0).at(0.1) == 2.0
+
+
+@pytest.mark.parametrize("name", ALGORITHMS.names())
+def test_every_algorithm_trains_and_says_what_it_exported(semi, name):
+    sections = {"method": {"warm_start_fraction": 0.25}, "trainer": {"logging_steps": 1}}
+    done = run(semi(algorithm={"name": name}, **sections))
+    method = done.metrics["method"]
+    assert method["exported"] == (
+        "student" if name in ("pi_model", "vat", "mixtext", "jointmatch") else "teacher"
+    )
+    assert done.metrics["reload"]["logits_max_difference"] < 1e-5
+    assert sum(method["prior"]) == pytest.approx(1, abs=1e-3)
+    assert "probe" in done.metrics["baselines"]
+    logged = [json.loads(line) for line in (done.path / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in logged if "loss" in line]
+    assert losses
+    assert np.isfinite(losses).all()
+
+
+def test_the_walk_finds_all_algorithms():
+    assert len(ALGORITHMS.names()) == 12
+
+
+class Stop(_semi_trainer.TrainerCallback):
+    """A power cut: at one step a checkpoint is there and the process is not."""
+
+    def on_save(self, args, state, control, **rest):
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+
+CASES = {
+    "lora with dropout": {"tuning": {"name": "lora", "r": 4, "lora_dropout": 0.2}},
+    "top layer over cached lower one": {
+        "tuning": {"name": "lora", "r": 4, "target_modules": ["query", "value"], "layers_to_transform": [1]},
+        "method": {"reuse_lower_layers": True},
+    },
+    "4-bit": {"tuning": {"name": "lora", "r": 4}, "quantization": {"load_in_4bit": True}},
+    "accumulation and epochs": {"trainer": {"gradient_accumulation_steps": 2, "logging_steps": 1}},
+    "flexmatch": {"algorithm": {"name": "flexmatch", "threshold": 0.4}},
+    "mixtext": {"algorithm": {"name": "mixtext"}},
+    "jointmatch": {"algorithm": {"name": "jointmatch", "threshold": 0.4}},
+    "softmatch with workers": {
+        "algorithm": {"name": "softmatch"},
+        "trainer": {"dataloader_num_workers": 2, "per_device_train_batch_size": 16},
+    },
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_killed_run_goes_on_to_the_same_bits(semi, case, tmp_path, monkeypatch):
+    sections = {key: dict(value) for key, value in CASES[case].items()}
+    sections["trainer"] = {
+        "max_steps": 8,
+        "save_steps": 5,
+        "save_strategy": "steps",
+        **sections.get("trainer", {}),
+    }
+    sections["method"] = {"warm_start_fraction": 0.3, **sections.get("method", {})}
+    whole = run(semi(**sections, output=str(tmp_path / "whole")))
+    killed = semi(**sections, output=str(tmp_path / "killed"))
+    init = SemiSupervisedTrainer.__init__
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            SemiSupervisedTrainer,
+            "__init__",
+            lambda self, **keys: (init(self, **keys), self.add_callback(Stop()))[0],
+        )
+        with pytest.raises((KeyboardInterrupt, InterruptedRunError)):
+            run(killed)
+    done = run(semi(**sections, output=str(tmp_path / "killed"), resume=True))
+    assert same(weights(whole.path / "model"), weights(done.path / "model"))
+    assert done.metrics["test"]["accuracy"] == whole.metrics["test"]["accuracy"]
+    assert done.metrics["method"] == whole.metrics["method"]
+
+
+def logged_losses(done):
+    lines = [json.loads(line) for line in (done.path / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line], [
+        line["grad_norm"] for line in lines if "grad_norm" in line
+    ]
+
+
+@pytest.fixture
+def no_dropout(tiny_bert, tmp_path):
+    import shutil
+
+    folder = tmp_path / "dry"
+    shutil.copytree(tiny_bert, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_batches_of_eight_equal_eight_of_one(semi, no_dropout, tmp_path):
+    """FixMatch looks at each row alone, so how the step is cut into batches must not matter."""
+    found = []
+    for batch, accumulation in ((8, 1), (1, 8)):
+        done = run(
+            semi(
+                model={"name": str(no_dropout)},
+                output=str(tmp_path / f"b{batch}"),
+                algorithm={"name": "fixmatch", "threshold": 0.34},
+                method={"warm_start": "none", "warmup_fraction": 0.0, "guard": False},
+                trainer={
+                    "per_device_train_batch_size": batch,
+                    "gradient_accumulation_steps": accumulation,
+                    "max_steps": 3,
+                    "logging_steps": 1,
+                },
+            )
+        )
+        assert done.metrics["method"]["strong_rows_computed"] > 0
+        found.append(logged_losses(done))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-3)
+
+
+def test_rows_of_weight_zero_are_not_computed_and_the_loss_is_the_same(semi, no_dropout, tmp_path, trainers):
+    """The economy against the plain computation: every strong row, weights of zero and all."""
+    run(
+        semi(
+            model={"name": str(no_dropout)},
+            method={"warm_start": "none"},
+            trainer={"max_steps": 1},
+            task={"name": "text_classification"},
+        )
+    )
+    trainer = trainers[0]
+    batch = next(iter(trainer.get_train_dataloader()))["unlabeled"]
+    count = len(batch["rows"])
+    torch.manual_seed(0)
+    target = torch.softmax(torch.randn(count, 3), -1)
+    weight = torch.arange(count).remainder(3).eq(0).float() * 0.7
+    guess = _semi_trainer.Guess(target, weight)
+    trainer.model.train()
+    found = {}
+    seen = []
+    forward = trainer.model.forward
+    trainer.model.forward = lambda **keys: (seen.append(len(keys["input_ids"])), forward(**keys))[1]
+    loss = trainer._view_loss(trainer.model, batch, guess, torch.arange(count), warm=False)
+    loss.backward()
+    found = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+    trainer.model.forward = forward
+    assert seen == [int(weight.gt(0).sum())]
+    trainer.model.zero_grad()
+    inputs = {k: v for k, v in batch["strong"].items() if k != "labels"}
+    plain = trainer.algorithm.loss(trainer.model(**inputs).logits, guess, count)
+    plain.backward()
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
+    for name, parameter in trainer.model.named_parameters():
+        if parameter.grad is not None:
+            assert torch.allclose(found[name], parameter.grad, rtol=1e-4, atol=1e-7), name
+
+
+def test_teacher_logits_in_pieces_are_those_of_the_whole_batch(semi, trainers):
+    run(semi(method={"warm_start": "none"}, trainer={"max_steps": 1}))
+    trainer = trainers[0]
+    batch = next(iter(trainer.get_train_dataloader()))["unlabeled"]
+    found = trainer._teacher_logits(trainer.model, batch["weak"], batch["rows"])
+    trainer.model.eval()
+    with trainer.teacher.swapped(), torch.no_grad():
+        expected = trainer.model(**batch["weak"]).logits
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert not found.requires_grad
+
+
+def test_weight_zero_never_touches_the_pool(semi, trainers, monkeypatch):
+    monkeypatch.setattr(SemiSupervisedTrainer, "_unlabeled_loss", lambda *given: pytest.fail("touched"))
+    done = run(semi(method={"weight": 0.0}))
+    assert done.metrics["method"]["unlabeled_rows_seen"] == 0
+
+
+def test_student_and_teacher_are_both_evaluated(semi):
+    done = run(
+        semi(
+            trainer={"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+            | {"load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
+        )
+    )
+    lines = [json.loads(line) for line in (done.path / "log.jsonl").read_text().splitlines()]
+    assert sum("eval_accuracy" in line for line in lines) == 2
+    assert sum("eval_student_accuracy" in line for line in lines) == 2
+    assert done.metrics["training"]["best_metric"] is not None
+    assert "test_student" in done.metrics["method"]
+
+
+@pytest.mark.parametrize("export", ["student", "teacher"])
+def test_what_is_exported_is_what_is_judged(semi, export, trainers):
+    done = run(semi(method={"export": export, "ema_decay": 0.9}))
+    trainer = trainers[0]
+    assert done.metrics["method"]["exported"] == export
+    saved = weights(done.path / "model")["classifier.weight"]
+    other = "teacher" if export == "student" else "student"
+    assert torch.equal(saved, trainer.model.classifier.weight)
+    with trainer.other_weights():
+        assert not torch.equal(saved, trainer.model.classifier.weight)
+    assert f"test_{other}" in done.metrics["method"]
+
+
+def test_the_baseline_stands_beside_it(semi):
+    done = run(semi(compare=True))
+    comparison = json.loads((done.path / "metrics.json").read_text())["comparison"]
+    baseline = json.loads((done.path / "baseline" / "metrics.json").read_text())
+    assert comparison["supervised"]["accuracy"] == baseline["test"]["accuracy"]
+    expected = done.metrics["test"]["accuracy"] - baseline["test"]["accuracy"]
+    assert comparison["difference"] == pytest.approx(expected)
+    assert baseline["training"]["steps"] == done.metrics["training"]["steps"]
+    low, high = comparison["difference_95"]
+    assert low <= expected <= high
+    recipe = Recipe.load(done.path / "baseline" / "recipe.yaml")
+    assert recipe.section("method")["name"] == "supervised"
+    assert recipe.section("data")["labels_per_class"] == 4
+
+
+def test_several_labels_and_tokens_are_items_too(semi, tmp_path):
+    import csv
+
+    from tests.conftest import sentences
+
+    rows = [
+        {**row, "label": row["label"] + (",old" if "old" in row["text"] else "")} for row in sentences(240)
+    ]
+    path = tmp_path / "several.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=["text", "label"])
+        writer.writeheader()
+        writer.writerows(rows)
+    values = semi(
+        task={"name": "text_classification", "problem": "multi_label"},
+        algorithm={"name": "fixmatch", "threshold": 0.6},
+    )
+    values.values["data"] = {"name": str(path), "train": "train[:60]", "unlabeled": "train[60:200]"}
+    values.values["data"] |= {"test": "train[200:]", "pool_overlap": "drop", "eval_fraction": 0}
+    done = run(values)
+    assert len(done.metrics["method"]["prior"]) == 2
+
+
+def bad(semi, match, kind=RecipeError, **sections):
+    with pytest.raises(kind, match=match):
+        run(semi(**sections))
+
+
+def test_a_pool_is_needed(semi):
+    values = semi()
+    values.values["data"].pop("labels_per_class")
+    with pytest.raises(DataError, match="there are no unlabeled rows"):
+        run(values)
+
+
+def test_a_pool_smaller_than_a_batch_is_refused(semi):
+    bad(semi, "the pool has 20 rows, fewer than a batch of 24", DataError, data={"unlabeled_limit": 20})
+
+
+def test_algorithms_that_do_not_fit_are_refused_with_those_that_do(semi):
+    bad(
+        semi,
+        "FlexMatch does not fit a multi_label task; allowed: fixmatch, mean_teacher",
+        task={"problem": "multi_label"},
+        algorithm={"name": "flexmatch"},
+        data={
+            "labels_per_class": None,
+            "unlabeled": "train[:100]",
+            "train": "train[100:]",
+            "pool_overlap": "drop",
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("unlabeled_ratio", 0, "unlabeled_ratio is 0; allowed: more than 0"),
+        ("weight", -1.0, "weight is -1.0; allowed: 0.0 or more"),
+        ("ema_decay", 1.0, "ema_decay is 1.0; allowed: 0.0 or more, less than 1.0"),
+        ("warm_start_fraction", 1.5, "warm_start_fraction is 1.5; allowed: 0.0 or more, at most 1.0"),
+        ("warmup_fraction", 1.0, "less than 1.0"),
+        ("prior", [0.5, 0.4], "positive shares that sum to 1"),
+    ],
+)
+def test_values_out_of_range_are_refused(key, value, message):
+    with pytest.raises(ValueError, match=message):
+        SemiSupervised(**{key: value})
+
+
+def test_keys_that_do_not_go_together_are_refused(semi):
+    bad(semi, "the student is its own teacher", method={"teacher": "student", "export": "teacher"})
+    bad(semi, "prior has 2 shares; allowed: 3", method={"prior": [0.5, 0.5]})
+    bad(semi, "train_sampling_strategy has no effect", trainer={"train_sampling_strategy": "group_by_length"})
+    bad(semi, "algorithm has no effect with this method", method={"name": "supervised"})
+    bad(semi, "two students teach each other", algorithm={"name": "jointmatch"}, method={"teacher": "ema"})
+    bad(semi, "the lowest layer is trained", method={"reuse_lower_layers": True})
+    bad(semi, r"unknown algorithm `softmach` \(did you mean `softmatch`", algorithm={"name": "softmach"})
+
+
+def test_compare_needs_something_to_compare(recipe):
+    with pytest.raises(RecipeError, match="this run is the supervised baseline"):
+        run(Recipe.from_dict({**recipe, "compare": True}))
