@@ -160,10 +160,8 @@ def table(lines: list[dict[str, Any]]) -> str:
             cell = [line for line in mine if line["labels"] == labels and line["method"] != "ceiling"]
             rows += cell_rows(data, labels, cell, ceiling)
         if ceiling:
-            rows.append(
-                f"| {data} | all of the pool | ceiling | {100 * statistics.mean(ceiling):.1f} | | {len(ceiling)} "
-                "| | | | |"
-            )
+            mean = 100 * statistics.mean(ceiling)
+            rows.append(f"| {data} | all of the pool | ceiling | {mean:.1f} | | {len(ceiling)} | | | | |")
     return "\n".join(rows)
 
 
@@ -192,8 +190,9 @@ def cell_rows(data: str, labels: int, cell: list[dict], ceiling: list[float]) ->
             )
             gap = f"{100 * statistics.mean(paired) / room:.0f} %" if room > 0 else ""
         minutes = statistics.mean(m for _, m in by_seed.values())
+        mean = statistics.mean(accuracies)
         rows.append(
-            f"| {data} | {labels} | {method} | {statistics.mean(accuracies):.1f} | {spread} | {len(accuracies)} "
+            f"| {data} | {labels} | {method} | {mean:.1f} | {spread} | {len(accuracies)} "
             f"| {difference} | {worse} | {gap} | {minutes:.1f} |"
         )
     return rows
