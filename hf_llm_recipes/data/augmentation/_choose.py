@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hf_llm_recipes.data.augmentation.base import Augmentation
-from hf_llm_recipes.registry import AUGMENTATIONS
+from hf_llm_recipes.registry import AUGMENTATIONS, registered_name
 
 
 class OneOf:
@@ -16,9 +16,14 @@ class OneOf:
 
     Args:
         views: One or more, fitted.
+
+    Raises:
+        ValueError: there is none.
     """
 
     def __init__(self, views: Sequence[Augmentation]) -> None:
+        if not views:
+            raise ValueError("there is no augmentation to choose from; allowed: one or more")
         self.views = list(views)
 
     def __call__(self, row: dict[str, Any], index: int, random: np.random.Generator) -> dict[str, Any]:
@@ -28,7 +33,11 @@ class OneOf:
 
 
 def default_views(kind: str) -> list[Augmentation]:
-    """Returns new augmentations: half substitution, half span cutoff; for images shift, rotation, cutout."""
+    """Returns new augmentations: half substitution, half span cutoff; for images shift, rotation, cutout.
+
+    Args:
+        kind: ``"text"`` or ``"image"``.
+    """
     names = {"text": ("substitute", "cutoff"), "image": ("shift", "rotate", "cutout")}[kind]
     return [AUGMENTATIONS.get(name)() for name in names]
 
@@ -47,9 +56,9 @@ def check_kinds(views: Sequence[Augmentation], kind: str, *, same_length: bool) 
     for view in views:
         moves = same_length and not view.keeps_length
         if view.kind != kind or moves:
-            reason = "it moves tokens" if moves else f"the rows are {kind}s"
+            reason = f"the rows are {kind}s" if view.kind != kind else "it moves tokens, and each has a tag"
             raise ValueError(
-                f"augmentation {type(view).__name__} does not fit: {reason}; "
+                f"augmentation {registered_name(type(view))} does not fit: {reason}; "
                 f"allowed: {', '.join(_fitting(kind, same_length))}"
             )
 

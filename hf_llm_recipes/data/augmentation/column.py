@@ -23,12 +23,19 @@ class Column(Augmentation):
     Args:
         column: The other text.
         replaces: The column in whose place it stands.
+
+    Raises:
+        ValueError: both are the same column.
     """
 
     keeps_length: ClassVar[bool] = False
 
     column: str
     replaces: str = "text"
+
+    def __post_init__(self) -> None:
+        if self.column == self.replaces:
+            raise ValueError(f"column and replaces are both {self.column!r}; allowed: two different columns")
 
     def fit(self, pool: Pool) -> None:
         """Encodes the column.
@@ -53,8 +60,8 @@ class Column(Augmentation):
             log.info(
                 f"augmentation: {missing:,} of {len(texts):,} rows have no `{self.column}`: left unchanged"
             )
-        own = pool.rows[self.replaces]
-        mixed = [text if ok else before for text, ok, before in zip(texts, self.filled, own, strict=True)]
+        of_pool = zip(texts, pool.rows[self.replaces], self.filled, strict=True)
+        mixed = [text if filled else own for text, own, filled in of_pool]
         rows = pool.rows.remove_columns([self.replaces]).add_column(self.replaces, mixed)
         self.features = pool.encode(rows)
 

@@ -20,7 +20,8 @@ class Cutoff(Augmentation):
     The tokens keep their places; no other token attends to them.
 
     Args:
-        rate: Share of the row's tokens, in (0, 1); at least one token, never all.
+        rate: Share of the row's words (of a pair: of the segment that is changed), in (0, 1); at least
+            one token, never all.
 
     Raises:
         ValueError: ``rate`` out of range.
@@ -33,12 +34,12 @@ class Cutoff(Augmentation):
 
     def fit(self, pool: Pool) -> None:
         """Looks the special tokens up."""
-        self.special = _common.special_ids(pool.processor)
+        self.vocabulary = _common.Vocabulary(pool.processor)
 
     def __call__(self, row: dict[str, Any], index: int, random: np.random.Generator) -> dict[str, Any]:
-        """Returns a copy with a span hidden; rows of one token stay as they are."""
-        places = _common.changeable(row, self.special, random)
-        mask_T = np.array(row["attention_mask"])
+        """Returns a copy with a span hidden; rows of one word stay as they are."""
+        places = self.vocabulary.changeable(row, random)
+        mask_T = np.array(_common.attention(row))
         if len(places) > 1:
             length = min(max(1, round(self.rate * len(places))), len(places) - 1)
             start = int(random.integers(len(places) - length + 1))

@@ -16,6 +16,8 @@ from hf_llm_recipes.registry import AUGMENTATIONS
 class Cutout(Augmentation):
     """Covers a square with the image's mean (DeVries & Taylor 2017, https://arxiv.org/abs/1708.04552).
 
+    The paper's square may hang over the edge and is filled with the data set's mean.
+
     Args:
         size: Side of the square, as a share of the image's shorter side, in (0, 1).
 
@@ -32,7 +34,7 @@ class Cutout(Augmentation):
             raise ValueError(f"size is {self.size}; allowed: more than 0, less than 1")
 
     def __call__(self, row: dict[str, Any], index: int, random: np.random.Generator) -> dict[str, Any]:
-        """Returns a copy with a square covered, wholly inside the image."""
+        """Returns a copy with a square covered."""
         image_CHW = np.array(row["pixel_values"], dtype=np.float32)
         _, height, width = image_CHW.shape
         side = max(1, round(self.size * min(height, width)))

@@ -11,6 +11,8 @@ from hf_llm_recipes.data.augmentation import _common
 from hf_llm_recipes.data.augmentation.base import Augmentation, Pool
 from hf_llm_recipes.registry import AUGMENTATIONS
 
+PER_TOKEN = {"input_ids", "attention_mask", "token_type_ids"}
+
 
 @AUGMENTATIONS.register
 @dataclass(kw_only=True)
@@ -33,14 +35,14 @@ class Delete(Augmentation):
 
     def fit(self, pool: Pool) -> None:
         """Looks the special tokens up."""
-        self.special = _common.special_ids(pool.processor)
+        self.vocabulary = _common.Vocabulary(pool.processor)
 
     def __call__(self, row: dict[str, Any], index: int, random: np.random.Generator) -> dict[str, Any]:
         """Returns a shorter copy."""
-        gone = _common.some(_common.changeable(row, self.special, random), self.rate, random)
-        length = len(row["input_ids"])
-        kept = np.setdiff1d(np.arange(length), gone)
-        return {
-            key: np.asarray(value)[kept].tolist() if np.ndim(value) == 1 and len(value) == length else value
-            for key, value in row.items()
-        }
+        gone = _common.some(self.vocabulary.changeable(row, random), self.rate, random)
+        kept = np.ones(len(row["input_ids"]), dtype=bool)
+        kept[gone] = False
+        shorter = dict(row)
+        for key in PER_TOKEN & row.keys():
+            shorter = _common.changed(shorter, key, np.asarray(row[key])[kept])
+        return shorter

@@ -39,12 +39,13 @@ class Mask(Augmentation):
         if pool.processor.mask_token_id is None:
             raise DataError(
                 "the tokenizer has no mask token",
-                allowed="substitute, cutoff, tfidf_substitute, delete, swap",
+                where="augmentation",
+                allowed="substitute, tfidf_substitute, cutoff, delete, swap",
             )
-        self.special, self.mask = _common.special_ids(pool.processor), pool.processor.mask_token_id
+        self.vocabulary, self.mask = _common.Vocabulary(pool.processor), pool.processor.mask_token_id
 
     def __call__(self, row: dict[str, Any], index: int, random: np.random.Generator) -> dict[str, Any]:
         """Returns a copy with some tokens masked."""
         ids_T = np.array(row["input_ids"])
-        ids_T[_common.some(_common.changeable(row, self.special, random), self.rate, random)] = self.mask
+        ids_T[_common.some(self.vocabulary.changeable(row, random), self.rate, random)] = self.mask
         return _common.changed(row, "input_ids", ids_T)

@@ -20,7 +20,8 @@ class Swap(Augmentation):
     EDA exchanges any two words; neighbours keep more of the meaning.
 
     Args:
-        rate: Share of the tokens that move, in (0, 1).
+        rate: Share of the tokens that move, in (0, 1): each pair of neighbours is exchanged with
+            probability rate / 2, from left to right.
 
     Raises:
         ValueError: ``rate`` out of range.
@@ -35,12 +36,12 @@ class Swap(Augmentation):
 
     def fit(self, pool: Pool) -> None:
         """Looks the special tokens up."""
-        self.special = _common.special_ids(pool.processor)
+        self.vocabulary = _common.Vocabulary(pool.processor)
 
     def __call__(self, row: dict[str, Any], index: int, random: np.random.Generator) -> dict[str, Any]:
         """Returns a copy with some neighbours exchanged."""
         ids_T = np.array(row["input_ids"])
-        places = _common.changeable(row, self.special, random)
+        places = self.vocabulary.changeable(row, random)
         for at in (random.random(max(len(places) - 1, 0)) < self.rate / 2).nonzero()[0]:
             one, other = places[at], places[at + 1]
             ids_T[one], ids_T[other] = ids_T[other], ids_T[one]

@@ -18,11 +18,12 @@ class TfidfSubstitute(Augmentation):
     """Replaces tokens of low TF-IDF and keeps the keywords.
 
     UDA (Xie et al. 2020, https://arxiv.org/abs/1904.12848, appendix A.2): a token is replaced with
-    probability min(rate · (C − s) / Z, 1), s its TF-IDF in the row, C the largest, Z the mean of C − s; the
-    new token is drawn by (max S − S), S = frequency · IDF over the pool.
+    probability min(rate · (C − s) / Z, 1), s its TF-IDF in the row, C the row's largest, Z the row's mean
+    of C − s; the new token is drawn in proportion to max S − S, S = frequency · IDF over the pool.
 
     Args:
-        rate: Mean probability of a token, in (0, 1).
+        rate: Mean probability of a row's tokens (less where the bound of 1 bites), in (0, 1). A token may
+            be drawn in its own place.
 
     Raises:
         ValueError: ``rate`` out of range.
@@ -35,29 +36,23 @@ class TfidfSubstitute(Augmentation):
 
     def fit(self, pool: Pool) -> None:
         """Counts tokens and the rows that hold each."""
-        self.special = _common.special_ids(pool.processor)
-        self.tokens, counts = _common.token_counts(pool, self.special)
+        self.vocabulary = _common.Vocabulary(pool.processor)
+        tokens, counts = self.vocabulary.counts(pool)
         rows = [np.unique(np.asarray(ids, dtype=np.int64)) for ids in pool.features["input_ids"]]
-        present = np.concatenate(rows)
-        present = present[~np.isin(present, self.special)]
-        document_counts = np.bincount(np.searchsorted(self.tokens, present), minlength=len(self.tokens))
-        self.idf = np.log(len(rows) / document_counts)
-        importance = counts / counts.sum() * self.idf
-        weight = importance.max() - importance
-        if weight.sum() == 0:
-            weight = np.ones_like(importance)
-        self.cumulative = np.cumsum(weight) / weight.sum()
+        present, rows_with = np.unique(np.concatenate(rows), return_counts=True)
+        idf = np.log(len(rows) / rows_with[np.isin(present, tokens)])
+        importance = counts / counts.sum() * idf
+        weights = importance.max() - importance
+        self.draw = _common.Sampler(tokens, weights if weights.any() else np.ones(len(tokens)))
+        self.tokens, self.idf = tokens, idf
 
     def __call__(self, row: dict[str, Any], index: int, random: np.random.Generator) -> dict[str, Any]:
         """Returns a copy with some tokens replaced."""
         ids_T = np.array(row["input_ids"])
-        places = _common.changeable(row, self.special, random)
-        if len(places) < 2:
-            return _common.changed(row, "input_ids", ids_T)
-        chosen = places[random.random(len(places)) < self._chances(ids_T[places])]
-        chosen = chosen[:-1] if len(chosen) == len(places) else chosen
-        drawn = np.searchsorted(self.cumulative, random.random(len(chosen)), side="right")
-        ids_T[chosen] = self.tokens[np.minimum(drawn, len(self.tokens) - 1)]
+        places = self.vocabulary.changeable(row, random)
+        if len(places):
+            chosen = _common.some(places, self._chances(ids_T[places]), random)
+            ids_T[chosen] = self.draw(len(chosen), random)
         return _common.changed(row, "input_ids", ids_T)
 
     def _chances(self, ids_K: np.ndarray) -> np.ndarray:
