@@ -6,16 +6,20 @@ import numpy as np
 import pytest
 import torch
 from _tiny_parts import assert_same, make_parts, weights
+from conftest import WORDS, sentences
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback
 
 from hf_llm_recipes.callbacks.early_stopping import EarlyStopping
 from hf_llm_recipes.callbacks.graceful_stop import GracefulStop
 from hf_llm_recipes.callbacks.log_file import LogFile
-from hf_llm_recipes.errors import DataError, RunError
+from hf_llm_recipes.errors import DataError, InterruptedRunError, RunError
 from hf_llm_recipes.methods import self_training
 from hf_llm_recipes.methods.self_training import SelfTraining
 from hf_llm_recipes.recipe import Recipe
+from hf_llm_recipes.registry import CALLBACKS
 from hf_llm_recipes.run import run
+
+TOPICS = {word for words in WORDS.values() for word in words}
 
 
 def assert_same_but_times(first, second):
@@ -439,3 +443,52 @@ def test_a_run_from_its_recipe(recipe, tmp_path):
     assert done.metrics["training"]["steps"] == 6
     assert set(done.metrics["baselines"]) >= {"probe"}
     assert done.metrics["reload"]["logits_max_difference"] < 1e-5
+
+
+class Term(TrainerCallback):
+    """Sends SIGTERM at the first step, once, that it is told."""
+
+    at: int | None = None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == Term.at:
+            Term.at = None
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_stopped_in_its_second_round_is_resumed(recipe, tmp_path, monkeypatch):
+    monkeypatch.setitem(CALLBACKS._classes, "term", Term)
+    recipe["method"] = {"name": "self_training", "rounds": 2, "passes": 3}
+    recipe["data"]["labels_per_class"] = 4
+    recipe["trainer"] |= {"max_steps": 3, "save_steps": 10}
+    recipe["callbacks"] = ["term"]
+    whole = run(Recipe.from_dict(recipe))
+    Term.at = 4  # the run's own callback comes before and sees it at step 5
+    out = str(tmp_path / "again")
+    with pytest.raises(InterruptedRunError, match="stopped by SIGTERM after step 5; a checkpoint was saved"):
+        run(Recipe.from_dict(recipe), f"output={out}")
+    again = run(Recipe.from_dict(recipe), f"output={out}", "resume=true")
+    files = [(done.path / "model" / "model.safetensors").read_bytes() for done in (whole, again)]
+    assert files[0] == files[1]
+    steps = [json.loads(line)["step"] for line in (again.path / "log.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+    assert max(steps) == 6
+
+
+def test_words_are_labeled_too(recipe, tmp_path):
+    rows = [
+        {"tokens": row["text"].split(), "label": ["T" if w in TOPICS else "O" for w in row["text"].split()]}
+        for row in sentences(60)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    bare = tmp_path / "pool.jsonl"
+    bare.write_text("".join(json.dumps({"tokens": r["text"].split()}) + "\n" for r in sentences(30, seed=5)))
+    recipe["data"] = {"name": str(path), "unlabeled": str(bare)}
+    recipe["task"] = {"name": "token_classification"}
+    recipe["method"] = {"name": "self_training", "rounds": 1, "select_fraction": 0.5}
+    recipe["trainer"]["max_steps"] = 20
+    done = run(Recipe.from_dict(recipe))
+    first, second = done.metrics["method"]["rounds"]
+    assert (first["pool_rows"], second["pool_rows"]) == (0, 15)
+    assert second["eval"]["eval_loss"] < 0.7
