@@ -86,11 +86,11 @@ def source_of(data: str, options) -> dict[str, Any]:
     if data.startswith("local/"):
         return {"name": data, "train": "train", "test": f"test[:{options.test_rows}]", "eval_fraction": 0}
     folder = options.data / data
-    train = "pool" if (folder / "pool.parquet").is_file() else "train"
+    train = "pool.parquet" if (folder / "pool.parquet").is_file() else "train.parquet"
     return {
         "name": str(folder),
         "train": train,
-        "test": f"test[:{options.test_rows}]",
+        "test": f"test.parquet[:{options.test_rows}]",
         "eval_fraction": 0,
     }
 
