@@ -248,11 +248,11 @@ def _select(source: Source, opened: Opened, notes: list[str]) -> dict[str, Selec
                 where="data.unlabeled",
                 allowed="parts that do not overlap",
             )
-    idle = sorted(
-        name
-        for name, origin in opened.splits.items()
-        if not any(origin.keys & piece.origin.keys for part in chosen.values() for piece in part.pieces)
-    )
+    used = {key for part in chosen.values() for piece in part.pieces for key in piece.origin.keys}
+    files = [path.name for path in opened.loose if str(path.resolve()) not in used]
+    if files:
+        notes.append(f"files that name no split are not used: {', '.join(files)}")
+    idle = sorted(name for name, origin in opened.splits.items() if not origin.keys & used)
     if idle:
         notes.append(f"splits that are not used: {', '.join(idle)}")
     return chosen
@@ -460,7 +460,11 @@ def _check_pool_keys(source: Source) -> None:
                 hint="name one in `data.unlabeled`, or set `data.labels_per_class`",
             )
     if source.unlabeled_limit is not None and source.unlabeled_limit < 1:
-        raise DataError(f"`unlabeled_limit: {source.unlabeled_limit}` is out of range", allowed="1 or more")
+        raise DataError(
+            f"`unlabeled_limit: {source.unlabeled_limit}` is out of range",
+            where="data.unlabeled_limit",
+            allowed="1 or more",
+        )
     if pool and source.streaming:
         raise DataError(
             "a pool of unlabeled rows is read whole",
@@ -487,7 +491,13 @@ def _few_labels(
             where="data.labels_per_class",
             allowed="single-label classification",
         )
-    kept, rest = few_labels(list(train[stratify_by]), source.labels_per_class, source.split_seed)
+    kept, rest = few_labels(_label_names(train, stratify_by), source.labels_per_class, source.split_seed)
+    if not len(rest):
+        raise DataError(
+            f"`labels_per_class: {source.labels_per_class}` takes all {len(train):,} rows",
+            where="data.labels_per_class",
+            hint="take it out",
+        )
     data["train"] = train.select(kept)
     origin = described["train"]
     for part, rows in (("train", kept), ("unlabeled", rest)):
@@ -508,6 +518,16 @@ def _few_labels(
     )
 
 
+def _label_names(rows: Dataset, column: str) -> list:
+    """A column's values; names where it has class numbers with names, so that a message can give them."""
+    from datasets import ClassLabel
+
+    feature = rows.features[column]
+    if not isinstance(feature, ClassLabel):
+        return list(rows[column])
+    return [None if value is None or value < 0 else feature.int2str(value) for value in rows[column]]
+
+
 def _finish_pool(
     source: Source,
     data: dict,
@@ -524,11 +544,12 @@ def _finish_pool(
             notes.append(f"the pool has a column `{label}`: it is not looked at")
     if source.unlabeled_limit is not None and source.unlabeled_limit < len(pool):
         chosen = np.random.RandomState(source.split_seed).permutation(len(pool))[: source.unlabeled_limit]
-        pool = pool.select(np.sort(chosen))
-        text = f"{len(pool)} rows of " + described["unlabeled"]["origin"]
+        chosen.sort()
+        pool = pool.select(chosen)
+        origin = described["unlabeled"]
         described["unlabeled"] = {
-            "origin": text,
-            "fingerprint": _sha256(described["unlabeled"]["fingerprint"] + text),
+            "origin": f"{len(pool)} rows of {origin['origin']}",
+            "fingerprint": _sha256(origin["fingerprint"], chosen.astype("<i8").tobytes()),
         }
     if input_columns is not None:
         found = check_pool(

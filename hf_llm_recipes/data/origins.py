@@ -13,7 +13,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,6 +69,7 @@ class Opened:
         description: JSON-able facts: origin, licence.
         notes: What a user should know.
         folder: What relative files in train, eval and test may be relative to.
+        loose: Files beside the splits that name no split.
     """
 
     kind: str
@@ -76,6 +77,7 @@ class Opened:
     description: dict
     notes: list[str]
     folder: Path | None = None
+    loose: list[Path] = field(default_factory=list)
 
 
 def open_source(
@@ -192,8 +194,8 @@ def _open_folder(path: Path, name: str, encoding: str, delimiter: str | None) ->
             allowed=", ".join(READERS) + ", or a folder written by save_to_disk",
             hint=f"name the folder inside it, or use a glob such as {name}/**/*.parquet",
         )
-    splits, notes = _named_splits(files, encoding, delimiter)
-    return Opened("folder", splits, {"origin": f"folder {name}"}, notes, path)
+    splits, loose = _named_splits(files, encoding, delimiter)
+    return Opened("folder", splits, {"origin": f"folder {name}"}, [], path, loose)
 
 
 def _contents(path: Path) -> str:
@@ -210,13 +212,13 @@ def _open_glob(path: Path, name: str, encoding: str, delimiter: str | None) -> O
         raise DataError(f"`{name}` matches no file", hint="check the pattern and the working directory")
     for file in found:
         check_is_file(file)
-    splits, notes = _named_splits(found, encoding, delimiter)
-    return Opened("folder", splits, {"origin": f"files {name}"}, notes, found[0].parent)
+    splits, loose = _named_splits(found, encoding, delimiter)
+    return Opened("folder", splits, {"origin": f"files {name}"}, [], found[0].parent, loose)
 
 
 def _named_splits(
     files: list[Path], encoding: str, delimiter: str | None
-) -> tuple[dict[str, Origin], list[str]]:
+) -> tuple[dict[str, Origin], list[Path]]:
     groups: dict[str, list[Path]] = {}
     for file in files:
         match = SPLIT_STEM.match(file.stem)
@@ -233,9 +235,8 @@ def _named_splits(
                 allowed=f"one {split}.*, or numbered parts such as {split}-00000.parquet",
             )
     used = {member for members in groups.values() for member in members}
-    idle = [file.name for file in files if file not in used]
-    notes = [f"files that name no split are not used: {', '.join(idle)}"] if idle else []
-    return {split: _files_origin(split, found, encoding, delimiter) for split, found in groups.items()}, notes
+    loose = [file for file in files if file not in used]
+    return {split: _files_origin(split, found, encoding, delimiter) for split, found in groups.items()}, loose
 
 
 def _open_saved(path: Path, name: str) -> Opened:

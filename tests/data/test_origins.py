@@ -29,7 +29,7 @@ def test_a_folder_has_the_splits_its_files_name(tmp_path):
     folder = write(tmp_path / "d", Train_csv="text\na\n", dev_jsonl='{"text": "b"}', LICENSE_txt="free")
     source = opened(folder)
     assert lengths(source) == {"dev": 1, "train": 1}
-    assert source.notes == ["files that name no split are not used: LICENSE.txt"]
+    assert source.loose == [folder / "LICENSE.txt"]
 
 
 def test_numbered_parts_are_joined_in_order(tmp_path):
