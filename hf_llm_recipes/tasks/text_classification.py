@@ -132,7 +132,10 @@ class TextClassification(Task):
             findings["unlabeled"] = found
             notes += _sentences("unlabeled", found, length)
         if self.problem == "single_label" and not isinstance(made["train"], IterableDataset):
-            notes += _labels.check_classes(made["train"]["labels"][:], names, where="train split")
+            unseen = _labels.check_classes(made["train"]["labels"][:], names, where="train split")
+            if loaded.unlabeled is not None:
+                unseen = [f"{said}: no row of the pool can be taken for one either" for said in unseen]
+            notes += unseen
         made.setdefault("eval", None)
         return Prepared(
             **made,

@@ -468,3 +468,121 @@ def test_the_full_metrics_name_the_classes():
     assert set(metrics["per_class"]) == {"food", "sport"}
     assert TextClassification().stratify_by == "label"
     assert TextClassification(problem="multi_label").stratify_by is None
+
+
+def with_pool(pool, train=None):
+    split = loaded(train or rows(text=TEXTS, label=["sport", "food", "sport", "food"]))
+    split.unlabeled = pool
+    return split
+
+
+def test_a_pool_is_encoded_without_labels(tokenizer):
+    pool = rows(text=["a good soup", "bread zebra", " "], other=[1, 2, 3])
+    made = TextClassification().prepare(with_pool(pool), tokenizer, CONFIG)
+    assert made.unlabeled["input_ids"][:] == [IDS[1], IDS[3], [2, 3]]
+    assert set(made.unlabeled.column_names) == {"input_ids", "attention_mask", "token_type_ids"}
+    assert made.findings["unlabeled"] == {
+        "rows": 3,
+        "rows_cut": 0,
+        "tokens_cut": 0,
+        "rows_empty": 1,
+        "tokens": 11,
+        "tokens_per_row_median": 4,
+        "tokens_per_row_max": 5,
+    }
+    assert made.notes == ["unlabeled: 1 of 3 texts are empty"]
+    assert TextClassification().prepare(loaded(rows(**GOOD)), tokenizer, CONFIG).unlabeled is None
+
+
+def test_labels_of_a_pool_are_not_looked_at(tokenizer):
+    plain = rows(text=TEXTS)
+    for strange in (
+        rows(text=TEXTS, label=["music", "", None, "food"]),
+        rows(text=TEXTS, label=[7.5, 1.0, 2.0, 3.0]),
+        rows(text=TEXTS, label=[0, 1, 2, 1]).cast_column("label", ClassLabel(names=["x", "y", "z"])),
+    ):
+        made = TextClassification().prepare(with_pool(strange), tokenizer, CONFIG)
+        same = TextClassification().prepare(with_pool(plain), tokenizer, CONFIG)
+        assert made.unlabeled.to_list() == same.unlabeled.to_list()
+        assert made.config == same.config
+        assert made.notes == []
+
+
+def test_pairs_and_cut_rows_of_a_pool(tokenizer):
+    train = rows(first=["a", "the"], second=["song", "ball"], label=["x", "y"])
+    pool = rows(first=["the old ball goal", "a"], second=["a good soup", "song"])
+    task = TextClassification(text="first", text_pair="second", max_length=7)
+    made = task.prepare(with_pool(pool, train), tokenizer, CONFIG)
+    assert [len(ids) for ids in made.unlabeled["input_ids"]] == [7, 5]
+    assert made.notes == [
+        "unlabeled: 1 of 2 rows (50.0 %) are longer than 7 tokens and are cut; 3 tokens are not seen"
+    ]
+    assert task.input_columns == ["first", "second"]
+    assert TextClassification(text="body").input_columns == ["body"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"txt": TEXTS}, "unlabeled rows: there is no column `text` (did you mean `txt`?)"),
+        ({"text": ["a", None]}, "unlabeled rows, row 1: `text` is None, not text"),
+        ({"text": [1, 2]}, "unlabeled rows, row 0: `text` is 1, not text"),
+        ({"text": ["", " "]}, "unlabeled rows: all 2 texts are empty"),
+    ],
+)
+def test_a_pool_that_cannot_be_used(tokenizer, columns, message):
+    with pytest.raises(DataError) as caught:
+        TextClassification().prepare(with_pool(rows(**columns)), tokenizer, CONFIG)
+    assert message in str(caught.value)
+
+
+def test_a_class_without_labels_is_said_beside_a_pool(tokenizer):
+    task = TextClassification(labels=["food", "music", "sport"])
+    made = task.prepare(with_pool(rows(text=TEXTS)), tokenizer, CONFIG)
+    assert made.notes == [
+        "train split: no row of class music: no row of the pool can be taken for one either"
+    ]
+
+
+def test_the_items_of_one_label_are_its_rows():
+    task = TextClassification()
+    items, of_rows = task.items(LOGITS.to(torch.bfloat16), {})
+    assert (items.dtype, items.shape) == (torch.float32, (2, 2))
+    assert of_rows.tolist() == [0, 1]
+    assert task.item_labels(torch.tensor([1, 0]), {}).tolist() == [1, 0]
+    assert task.num_item_classes(SimpleNamespace(num_labels=5)) == 5
+    assert task.item_problem == "single_label"
+
+
+def test_the_items_of_many_labels_are_choices_of_no_and_yes():
+    task = TextClassification(problem="multi_label")
+    logits = torch.tensor([[1.0, -2.0, 3.0], [0.5, 0.0, -1.0]])
+    items, of_rows = task.items(logits, {})
+    assert items.tolist() == [[0, 1], [0, -2], [0, 3], [0, 0.5], [0, 0], [0, -1]]
+    assert of_rows.tolist() == [0, 0, 0, 1, 1, 1]
+    # the probability of yes is the sigmoid that the task itself uses
+    assert torch.allclose(items.softmax(-1)[:, 1], logits.sigmoid().reshape(-1))
+    labels = task.item_labels(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]), {})
+    assert labels.tolist() == [1, 0, 0, 0, 1, 1]
+    assert labels.dtype == torch.int64
+    assert task.num_item_classes(SimpleNamespace(num_labels=3)) == 2
+    assert task.item_problem == "multi_label"
+
+
+def test_gradients_reach_the_logits_through_items():
+    logits = torch.tensor([[1.0, -2.0]], requires_grad=True)
+    items, _ = TextClassification(problem="multi_label").items(logits, {})
+    (items * torch.tensor([[5.0, 1.0], [5.0, 3.0]])).sum().backward()
+    assert logits.grad.tolist() == [[1.0, 3.0]]  # the constant side of a choice gives none
+
+
+def test_a_number_has_no_items():
+    task = TextClassification(problem="regression")
+    with pytest.raises(ValueError, match="has no classes to guess; use `method: self_training`"):
+        task.items(torch.zeros(2, 1), {})
+    assert task.item_problem == "regression"
+
+
+def test_lengths_are_those_of_the_token_ids():
+    features = rows(input_ids=IDS)
+    assert TextClassification().lengths(features).tolist() == [4, 5, 5, 4]
