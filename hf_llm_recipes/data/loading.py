@@ -503,13 +503,11 @@ def _few_labels(
     for part, rows in (("train", kept), ("unlabeled", rest)):
         if part == "unlabeled" and part in data:
             continue
-        text = (
-            f"{source.labels_per_class} rows a class of "
-            if part == "train"
-            else "without labels: the rest of "
-        )
+        text = f"{source.labels_per_class} rows a class of {origin['origin']}"
+        if part == "unlabeled":
+            text = f"the rest of {origin['origin']}, without labels"
         fingerprint = _sha256(origin["fingerprint"], rows.astype("<i8").tobytes())
-        described[part] = {"origin": text + origin["origin"], "fingerprint": fingerprint}
+        described[part] = {"origin": text, "fingerprint": fingerprint}
         data[part] = train.select(rows)
     use = "are left out" if source.unlabeled is not None else "become the pool, without their labels"
     notes.append(

@@ -4,7 +4,7 @@ import sys
 from collections import Counter
 
 import pytest
-from datasets import Dataset, IterableDataset, IterableDatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 
 from hf_llm_recipes.data.loading import Source, load, read_rows
 from hf_llm_recipes.errors import DataError
@@ -253,3 +253,323 @@ def test_the_module_imports_neither_torch_nor_datasets():
     loaded = done.stdout.split()
     assert "hf_llm_recipes.data.origins" in loaded
     assert {"torch", "datasets", "pandas", "pyarrow"}.isdisjoint(loaded)
+
+
+def write_rows(path, texts, labels=None):
+    columns = {"text": texts} if labels is None else {"text": texts, "label": labels}
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def fruit(start, stop):
+    return [f"fruit number {i}" for i in range(start, stop)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """60 labeled rows (a, b, c in turn), 10 of eval, 10 of test, and a pool of 20 without labels."""
+    write_rows(tmp_path / "train.jsonl", fruit(0, 60), ["a", "b", "c"] * 20)
+    write_rows(tmp_path / "dev.jsonl", fruit(60, 70), ["a", "b"] * 5)
+    write_rows(tmp_path / "test.jsonl", fruit(70, 80), ["a", "b"] * 5)
+    write_rows(tmp_path / "pool.jsonl", fruit(100, 120))
+    return tmp_path
+
+
+def load_pool(folder, **section):
+    return load(Source(name=str(folder), **section), stratify_by="label", input_columns=["text"])
+
+
+def test_a_section_without_a_pool_has_none(folder):
+    loaded = load_pool(folder)
+    assert loaded.unlabeled is None
+    assert "unlabeled" not in loaded.description["splits"]
+    assert loaded.description["notes"] == ["files that name no split are not used: pool.jsonl"]
+
+
+def test_few_labels_make_a_pool_of_the_other_rows(folder):
+    loaded = load_pool(folder, labels_per_class=4)
+    assert Counter(loaded.train["label"]) == {"a": 4, "b": 4, "c": 4}
+    assert loaded.unlabeled.column_names == ["text"]
+    assert sorted(loaded.train["text"][:] + loaded.unlabeled["text"][:]) == sorted(fruit(0, 60))
+    assert loaded.description["notes"] == [
+        "files that name no split are not used: pool.jsonl",
+        "12 labeled rows, 4 a class (seed 0); the other 48 become the pool, without their labels",
+    ]
+    splits = loaded.description["splits"]
+    assert splits["train"]["origin"] == "4 rows a class of train"
+    assert splits["train"]["rows"] == 12
+    pool = splits["unlabeled"]
+    assert pool["origin"] == "the rest of train, without labels"
+    assert (pool["rows"], pool["columns"]) == (48, ["text"])
+    assert pool["pool"] == {
+        "empty": 0,
+        "eval_rows_in_pool": 0,
+        "test_rows_in_pool": 0,
+        "labeled_rows_in_pool": 0,
+        "likeness": 1.0,  # the words are fruit and number in all of them
+    }
+    assert pool["fingerprint"] != splits["train"]["fingerprint"]
+    json.dumps(loaded.description)
+
+
+def test_few_labels_are_nested_and_follow_the_seed(folder):
+    four, ten, again, other = (
+        load_pool(folder, labels_per_class=k, split_seed=seed)
+        for k, seed in ((4, 0), (10, 0), (4, 0), (4, 1))
+    )
+    assert set(four.train["text"]) < set(ten.train["text"])
+    assert four.train["text"][:] == again.train["text"][:] != other.train["text"][:]
+    assert four.description == again.description
+    for part in ("train", "unlabeled"):
+        prints = [made.description["splits"][part]["fingerprint"] for made in (four, ten, other)]
+        assert len(set(prints)) == 3
+
+
+def test_few_labels_after_rows_are_held_out(tmp_path):
+    path = write_rows(tmp_path / "all.jsonl", fruit(0, 100), ["a", "b"] * 50)
+    loaded = load_pool(path, labels_per_class=3)
+    parts = [part["text"][:] for part in (loaded.train, loaded.eval, loaded.test, loaded.unlabeled)]
+    assert [len(part) for part in parts] == [6, 10, 10, 74]
+    assert sorted(text for part in parts for text in part) == sorted(fruit(0, 100))
+    origin = loaded.description["splits"]["unlabeled"]["origin"]
+    assert origin == "the rest of what is left of train, without labels"
+
+
+def test_few_labels_beside_a_pool_leave_the_other_rows_out(folder):
+    loaded = load_pool(folder, labels_per_class=4, unlabeled="pool.jsonl")
+    assert len(loaded.train) == 12
+    assert loaded.unlabeled["text"][:] == fruit(100, 120)
+    assert loaded.description["notes"] == ["12 labeled rows, 4 a class (seed 0); the other 48 are left out"]
+    assert loaded.description["splits"]["unlabeled"]["origin"] == "pool.jsonl"
+
+
+def test_few_labels_of_a_class_that_has_fewer(tmp_path):
+    names = ClassLabel(names=["ham", "spam"])
+    rows = Dataset.from_dict(
+        {"text": fruit(0, 12), "label": [0] * 9 + [1] * 3},
+        features=Features({"text": Value("string"), "label": names}),
+    )
+    rows.save_to_disk(tmp_path / "mail")
+    section = {"train": "train[:11]", "test": "train[11:]", "eval_fraction": 0}
+    with pytest.raises(DataError, match="class 'spam' has 2 rows, fewer than `labels_per_class: 4`"):
+        load_pool(tmp_path / "mail", labels_per_class=4, **section)
+
+
+def test_rows_whose_class_number_is_missing_become_the_pool(tmp_path):
+    names = ClassLabel(names=["ham", "spam"])
+    rows = Dataset.from_dict(
+        {"text": fruit(0, 12), "label": [0, 1] * 3 + [-1] * 6},
+        features=Features({"text": Value("string"), "label": names}),
+    )
+    test = rows.select(range(2)).map(lambda row: {"text": "another " + row["text"]})
+    DatasetDict({"train": rows, "test": test}).save_to_disk(tmp_path / "mail")
+    loaded = load_pool(tmp_path / "mail", labels_per_class=2, eval_fraction=0)
+    assert sorted(loaded.train["label"]) == [0, 0, 1, 1]
+    assert set(fruit(6, 12)) < set(loaded.unlabeled["text"])
+
+
+def test_few_labels_that_are_all_labels(folder):
+    with pytest.raises(DataError, match="`labels_per_class: 20` takes all 60 rows"):
+        load_pool(folder, labels_per_class=20)
+
+
+@pytest.mark.parametrize("column", [None, "labels"])
+def test_few_labels_need_a_column_of_classes(folder, column):
+    with pytest.raises(DataError, match="`labels_per_class` needs one label column with one class a row"):
+        load(Source(name=str(folder), labels_per_class=4), stratify_by=column, input_columns=["text"])
+
+
+@pytest.mark.parametrize("expression", ["train[30:]", "pool.jsonl", "pool.jsonl[:50%]+pool.jsonl[15:]"])
+def test_a_pool_is_an_expression_or_a_file(folder, expression):
+    loaded = load_pool(folder, train="train[:30]", unlabeled=expression)
+    expected = {
+        "train[30:]": fruit(30, 60),
+        "pool.jsonl": fruit(100, 120),
+        "pool.jsonl[:50%]+pool.jsonl[15:]": fruit(100, 110) + fruit(115, 120),
+    }
+    assert loaded.unlabeled["text"][:] == expected[expression]
+    assert loaded.unlabeled.column_names == ["text"]
+    assert loaded.train["text"][:] == fruit(0, 30)
+    described = loaded.description["splits"]["unlabeled"]
+    assert (described["origin"], described["rows"]) == (expression, len(expected[expression]))
+    looked_at = "the pool has a column `label`: it is not looked at" in loaded.description["notes"]
+    assert looked_at == (expression == "train[30:]")
+
+
+def test_the_labels_of_a_pool_may_be_anything(folder):
+    write_rows(folder / "odd.jsonl", fruit(200, 203), [-1, 7, 0])
+    loaded = load_pool(folder, unlabeled="odd.jsonl")
+    assert loaded.unlabeled.to_list() == [{"text": text} for text in fruit(200, 203)]
+
+
+def test_train_rows_may_be_in_the_pool(folder):
+    loaded = load_pool(folder, train="train[:30]", unlabeled="train")
+    assert len(loaded.unlabeled) == 60
+    assert loaded.description["splits"]["unlabeled"]["pool"]["labeled_rows_in_pool"] == 30
+    assert (
+        "30 rows of the pool are labeled rows too: they stay, without their label"
+        in loaded.description["notes"]
+    )
+
+
+@pytest.mark.parametrize("section", [{"unlabeled": "test[5:]"}, {"unlabeled": "train+test"}])
+def test_a_pool_that_names_rows_of_test(folder, section):
+    with pytest.raises(DataError) as raised:
+        load_pool(folder, **section, pool_overlap="drop")
+    assert str(raised.value) == (
+        f"data.unlabeled: `unlabeled: {section['unlabeled']}` and `test: test` share rows\n"
+        "  allowed: parts that do not overlap"
+    )
+
+
+def test_a_pool_that_names_rows_held_out_of_train(tmp_path):
+    path = write_rows(tmp_path / "all.jsonl", fruit(0, 40), ["a", "b"] * 20)
+    with pytest.raises(DataError, match=r"4 of 40 unlabeled rows are rows of the eval split"):
+        load_pool(path, unlabeled="train")
+    loaded = load_pool(path, unlabeled="train", pool_overlap="drop")
+    assert len(loaded.unlabeled) == 32
+    assert set(loaded.unlabeled["text"]) == set(loaded.train["text"])
+
+
+def test_a_pool_that_repeats_rows_of_eval_and_test(folder):
+    write_rows(folder / "pool.jsonl", ["Fruit  NUMBER 65", "new", "fruit number 70", "fruit number 79\n"])
+    with pytest.raises(DataError, match=r"1 of 4 unlabeled rows are rows of the eval split .* is row 0"):
+        load_pool(folder, unlabeled="pool.jsonl")
+    loaded = load_pool(folder, unlabeled="pool.jsonl", pool_overlap="drop")
+    assert loaded.unlabeled["text"][:] == ["new"]
+    described = loaded.description["splits"]["unlabeled"]
+    assert described["rows"] == 1
+    assert described["pool"]["eval_rows_in_pool"] == 1
+    assert described["pool"]["test_rows_in_pool"] == 2
+    assert loaded.description["notes"][:2] == [
+        "1 rows of the pool are rows of the eval split: left out",
+        "2 rows of the pool are rows of the test split: left out",
+    ]
+
+
+def test_few_labels_beside_duplicates_of_test_rows(folder):
+    write_rows(folder / "train.jsonl", [*fruit(0, 59), "fruit number 75"], ["a", "b", "c"] * 20)
+    with pytest.raises(DataError, match="1 of 57 unlabeled rows are rows of the test split"):
+        load_pool(folder, labels_per_class=1)
+    assert len(load_pool(folder, labels_per_class=1, pool_overlap="drop").unlabeled) == 56
+
+
+def test_a_limit_draws_rows_of_the_pool(folder):
+    section = {"unlabeled": "pool.jsonl", "unlabeled_limit": 5}
+    first, again, other = (load_pool(folder, **section, split_seed=seed) for seed in (0, 0, 1))
+    # np.random.RandomState(0).permutation(20) starts 18 1 19 8 10
+    assert first.unlabeled["text"][:] == [f"fruit number {100 + i}" for i in (1, 8, 10, 18, 19)]
+    assert first.description == again.description
+    described, seeded = (made.description["splits"]["unlabeled"] for made in (first, other))
+    assert (described["origin"], described["rows"]) == ("5 rows of pool.jsonl", 5)
+    assert described["fingerprint"] != seeded["fingerprint"]
+    assert first.unlabeled["text"][:] != other.unlabeled["text"][:]
+
+
+@pytest.mark.parametrize("limit", [20, 21])
+def test_a_limit_that_is_not_reached(folder, limit):
+    loaded = load_pool(folder, unlabeled="pool.jsonl", unlabeled_limit=limit)
+    assert loaded.unlabeled["text"][:] == fruit(100, 120)
+    assert loaded.description["splits"]["unlabeled"]["origin"] == "pool.jsonl"
+
+
+def test_a_limit_of_the_rest_of_train(folder):
+    loaded = load_pool(folder, labels_per_class=4, unlabeled_limit=7)
+    described = loaded.description["splits"]["unlabeled"]
+    assert (described["origin"], described["rows"]) == ("7 rows of the rest of train, without labels", 7)
+    assert set(loaded.unlabeled["text"]).isdisjoint(loaded.train["text"])
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        (
+            {"unlabeled_limit": 5},
+            "data.unlabeled_limit: `unlabeled_limit` has no effect without a pool\n"
+            "  do: name one in `data.unlabeled`, or set `data.labels_per_class`",
+        ),
+        ({"pool_overlap": "drop"}, "data.pool_overlap: `pool_overlap` has no effect without a pool"),
+        (
+            {"unlabeled": "pool.jsonl", "unlabeled_limit": 0},
+            "data.unlabeled_limit: `unlabeled_limit: 0` is out of range\n  allowed: 1 or more",
+        ),
+        ({"labels_per_class": 0}, "data.labels_per_class: `labels_per_class: 0` is out of range"),
+        (
+            {"unlabeled": "pool.jsonl", "streaming": True},
+            "data.streaming: a pool of unlabeled rows is read whole\n  do: set `data.streaming: false`",
+        ),
+        ({"labels_per_class": 2, "streaming": True}, "data.streaming: a pool of unlabeled rows is read"),
+        ({"unlabeled": "pol.jsonl"}, "there is: pool.jsonl"),
+        ({"unlabeled": "unsupervised"}, "data.unlabeled: unknown split `unsupervised`"),
+    ],
+)
+def test_a_bad_pool_section(folder, section, expected):
+    with pytest.raises(DataError) as raised:
+        load_pool(folder, **section)
+    assert expected in str(raised.value)
+
+
+def test_columns_are_mapped_in_the_pool_as_far_as_it_has_them(folder):
+    for name in ("train", "dev", "test"):
+        path = folder / f"{name}.jsonl"
+        renamed = path.read_text().replace('"text"', '"review"').replace('"label"', '"stars"')
+        path.write_text(renamed)
+    mapping = {"text": "review", "label": "stars"}
+    (folder / "pool.jsonl").write_text(json.dumps({"review": "new", "id": 3}) + "\n")
+    loaded = load_pool(folder, columns=mapping, unlabeled="pool.jsonl")
+    assert loaded.unlabeled.to_list() == [{"text": "new", "id": 3}]
+    (folder / "pool.jsonl").write_text(json.dumps({"text": "new", "stars": 3}) + "\n")
+    loaded = load_pool(folder, columns=mapping, unlabeled="pool.jsonl")
+    assert loaded.unlabeled.to_list() == [{"text": "new"}]
+    assert loaded.description["notes"][0] == "the pool has a column `label`: it is not looked at"
+    (folder / "pool.jsonl").write_text(json.dumps({"body": "new"}) + "\n")
+    with pytest.raises(DataError, match=r"data\.unlabeled: the unlabeled rows have no column `text`"):
+        load_pool(folder, columns=mapping, unlabeled="pool.jsonl")
+
+
+def test_without_input_columns_the_pool_is_not_compared(folder):
+    write_rows(folder / "pool.jsonl", ["", *fruit(70, 72)])
+    loaded = load(Source(name=str(folder), unlabeled="pool.jsonl"))
+    assert loaded.unlabeled["text"][:] == ["", *fruit(70, 72)]
+    assert "pool" not in loaded.description["splits"]["unlabeled"]
+
+
+def test_no_eval_split_where_none_is_wanted(tmp_path):
+    path = write_rows(tmp_path / "all.jsonl", fruit(0, 40), ["a", "b"] * 20)
+    loaded = load_pool(path, eval_fraction=0)
+    assert loaded.eval is None
+    assert set(loaded.description["splits"]) == {"train", "test"}
+    assert (len(loaded.train), len(loaded.test)) == (36, 4)
+    pooled = load_pool(path, eval_fraction=0, labels_per_class=2)
+    assert pooled.eval is None
+    assert set(pooled.description["splits"]["unlabeled"]["pool"]) == {
+        *("empty", "test_rows_in_pool", "labeled_rows_in_pool", "likeness")
+    }
+
+
+def test_an_eval_split_that_is_there_is_used(folder):
+    loaded = load_pool(folder, eval_fraction=0)
+    assert len(loaded.eval) == 10
+    assert "eval_fraction has no effect: eval is `dev`" in loaded.description["notes"]
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1])
+def test_an_eval_fraction_out_of_range(rows_csv, fraction):
+    with pytest.raises(DataError, match=f"`eval_fraction: {fraction}` is out of range"):
+        load(Source(name=str(rows_csv), eval_fraction=fraction))
+
+
+def test_files_that_are_used_are_not_called_unused(folder):
+    write_rows(folder / "labeled.jsonl", fruit(300, 306), ["a", "b"] * 3)
+    write_rows(folder / "spare.jsonl", fruit(400, 402))
+    section = {"train": "labeled.jsonl", "unlabeled": "pool.jsonl"}
+    assert load_pool(folder, **section).description["notes"] == [
+        "files that name no split are not used: spare.jsonl",
+        "splits that are not used: train",
+    ]
+    (folder / "spare.jsonl").unlink()
+    notes = load_pool(folder, **section).description["notes"]
+    assert notes == ["splits that are not used: train"]
+    matched = load(Source(name=f"{folder}/*.jsonl", **section)).description["notes"]
+    assert matched == notes
