@@ -64,11 +64,15 @@ def list_recipes() -> None:
 def show(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Print a recipe with its defaults written out, and the class that reads each section.
 
+    `show augmentation RECIPE` prints ten rows of the pool before and after the strong view.
     `show model NAME` draws an architecture instead: a Hub id, a folder, local/…, a recipe, or one of
     ours with a preset (hlr_decoder, hlr_decoder/tiny).
     """
     if recipe == "model" and overrides:
         _show_model(overrides)
+        return
+    if recipe == "augmentation" and overrides:
+        _show_augmentation(*overrides)
         return
     import hf_llm_recipes.run as engine
     from hf_llm_recipes.recipe import Recipe, dump_yaml
@@ -192,6 +196,17 @@ def _show_model(words: list[str]) -> None:
         raise RecipeError(f"`{words[1]}` is one word too many", hint="hf-llm-recipes show model NAME")
     with torch.device("meta"):
         typer.echo(draw(skeleton(named_config(words[0]))))
+
+
+def _show_augmentation(recipe: str, *overrides: str) -> None:
+    _log_to_terminal()
+    from rich.console import Console
+
+    import hf_llm_recipes.run as engine
+    from hf_llm_recipes.recipe import Recipe
+    from hf_llm_recipes.shipped import find_recipe
+
+    Console().print(engine.preview_augmentation(Recipe.load(find_recipe(recipe), overrides)))
 
 
 def main() -> None:

@@ -216,6 +216,41 @@ def run(recipe: Recipe | str | Path, *overrides: str) -> Run:
     return _with_baseline(recipe) if recipe.get("compare") else _Runner(plan(recipe)).run()
 
 
+def preview_augmentation(recipe: Recipe, count: int = 10) -> Any:
+    """Returns a table of pool rows before and after the recipe's augmentation, for a terminal.
+
+    Args:
+        recipe: With `method: semi_supervised`.
+        count: Rows, spread over the pool.
+
+    Raises:
+        RecipeError: the recipe is wrong, or has no pool.
+        DataError: the data cannot be used.
+    """
+    from hf_llm_recipes.data.augmentation.base import Pool
+    from hf_llm_recipes.preview import format_preview, preview
+
+    runner = _Runner(plan(recipe))
+    runner.prepare_data()
+    task, features = runner.plan.task, runner.prepared.unlabeled
+    if features is None:
+        raise RecipeError(
+            "there are no unlabeled rows to change",
+            where=recipe.source,
+            hint="name them in `data.unlabeled`, or set `data.labels_per_class`",
+        )
+    pool = Pool(features, runner.loaded.unlabeled, runner.tokenizer, runner.encode, runner.plan.seed)
+    chosen = [int(i) for i in np.linspace(0, len(features) - 1, min(count, len(features)))]
+    kind = "image" if task.processor == "image_processor" else "text"
+    pairs = recipe.located(
+        lambda: preview(
+            pool, runner.plan.augmentation, chosen, kind, same_length=task.item_problem == "tokens"
+        ),
+        "augmentation",
+    )
+    return format_preview(pairs, chosen)
+
+
 def _with_baseline(recipe: Recipe) -> Run:
     """A run, then the supervised one that it is compared with, in a folder of its own."""
     from hf_llm_recipes.comparison import BASELINE, baseline_recipe, compare
@@ -282,11 +317,26 @@ class _Runner:
         """Data, features and model; nothing is written yet."""
         from transformers import set_seed
 
-        from hf_llm_recipes.data.loading import load
         from hf_llm_recipes.tuning import _model
 
         plan = self.plan
         set_seed(plan.seed)
+        self.prepare_data()
+        self.precision = _model.choose_precision(plan.model.dtype, frozen_base=plan.tuning.uses_adapter)
+        self._say([self.precision.reason])
+        set_seed(plan.seed)  # the head's initial weights do not depend on how the data was read
+        self.built = plan.recipe.located(self._build_model, "tuning")
+        self._say(self.built.notes)
+        self.parameters = _model.count_parameters(self.built.model)
+        trainable, total = self.parameters["trainable"], self.parameters["total"]
+        self._say([f"training {trainable:,} of {total:,} weights ({100 * trainable / total:.2f} %)"])
+
+    def prepare_data(self) -> None:
+        """Data and features."""
+        from hf_llm_recipes.data.loading import load
+        from hf_llm_recipes.tuning import _model
+
+        plan = self.plan
         self.tokenizer = _model.load_processor(plan.model, plan.task.processor)
         base_config = plan.recipe.located(lambda: _model.load_config(plan.model, {}, self.tokenizer), "model")
         self.loaded = plan.recipe.located(
@@ -300,14 +350,7 @@ class _Runner:
             lambda: plan.task.prepare(self.loaded, self.tokenizer, base_config), "task"
         )
         self._say(self.prepared.notes)
-        self.precision = _model.choose_precision(plan.model.dtype, frozen_base=plan.tuning.uses_adapter)
-        self._say([self.precision.reason])
-        set_seed(plan.seed)  # the head's initial weights do not depend on how the data was read
-        self.built = plan.recipe.located(self._build_model, "tuning")
-        self._say(self.built.notes)
-        self.parameters = _model.count_parameters(self.built.model)
-        trainable, total = self.parameters["trainable"], self.parameters["total"]
-        self._say([f"training {trainable:,} of {total:,} weights ({100 * trainable / total:.2f} %)"])
+        self.config = base_config
 
     def _build_model(self) -> Any:
         from hf_llm_recipes.tuning import _model
@@ -398,16 +441,16 @@ class _Runner:
                 test=self.prepared.test,
                 unlabeled=self.prepared.unlabeled,
                 unlabeled_rows=self.loaded.unlabeled,
-                encode=self._encode,
+                encode=self.encode,
                 algorithm=self.plan.algorithm,
                 augmentation=self.plan.augmentation,
                 cache=assets.cache_dir(),
             )
         )
 
-    def _encode(self, rows: Any) -> Any:
+    def encode(self, rows: Any) -> Any:
         """Rows like the pool's -> features like the pool's."""
-        return self.plan.task.encode(rows, self.tokenizer, self.built.model.config, labeled=False)[0]
+        return self.plan.task.encode(rows, self.tokenizer, self.config, labeled=False)[0]
 
     def _run_stages(self, stop: Any, checkpoint: Path | None) -> list[dict[str, Any]]:
         """Trains the model on the pool's raw rows before the task, where the recipe says so.

@@ -31,7 +31,7 @@ class Frozen:
         prior_C: Estimated class shares of the pool.
         source: ``"propagation"``, or ``"probe"`` where labeled rows held out in turn say that it is better.
         held_out: Accuracy of both on those rows; empty where a class has one labeled row only.
-        parts: For the test rows.
+        test_MD: Features of the first test rows, made before any weight is trained.
     """
 
     features_ND: np.ndarray
@@ -40,21 +40,24 @@ class Frozen:
     prior_C: np.ndarray
     source: str
     held_out: dict[str, float]
-    parts: Parts
+    test_MD: np.ndarray
 
     def baselines(self) -> dict[str, np.ndarray]:
         """Probabilities on the first test rows: the probe's, and those of one fitted to the pool's labels."""
-        test = self.parts.test.select(range(min(MOST_TEST_ROWS, len(self.parts.test))))
-        test_ND = _encode(self.parts, test, "test features")
         seen, classes = self.labels_N >= 0, self.target_NC.shape[1]
         labels = self.labels_N[seen]
         soft_NC = np.concatenate([np.eye(classes)[labels], self.target_NC])
         return {
-            "probe": propagation.probe(self.features_ND[seen], labels, classes, test_ND),
+            "probe": propagation.probe(self.features_ND[seen], labels, classes, self.test_MD),
             self.source if self.source == "propagation" else "probe on its own labels": (
-                propagation.probe_on_soft(self.features_ND, soft_NC, test_ND)
+                propagation.probe_on_soft(self.features_ND, soft_NC, self.test_MD)
             ),
         }
+
+
+def first_test_rows(parts: Parts) -> Any:
+    """Returns the test features that baselines are judged on."""
+    return parts.test.select(range(min(MOST_TEST_ROWS, len(parts.test))))
 
 
 def look(parts: Parts) -> Frozen:
@@ -77,7 +80,8 @@ def look(parts: Parts) -> Frozen:
         target_NC = propagation.probe(labeled_ND, labels, classes, pool_ND)
         prior_C = propagation.estimate_prior(target_NC, np.bincount(labels, minlength=classes))
     _tell(source, held_out, prior_C)
-    return Frozen(features_ND, labels_N, target_NC, prior_C, source, held_out, parts)
+    test_MD = _encode(parts, first_test_rows(parts), "test features")
+    return Frozen(features_ND, labels_N, target_NC, prior_C, source, held_out, test_MD)
 
 
 def _check_every_class(labels: np.ndarray, parts: Parts) -> None:

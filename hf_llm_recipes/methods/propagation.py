@@ -151,7 +151,10 @@ class Propagation(Method):
                 f"propagation {100 * held_out['propagation']:.0f} %: its labels may do harm here"
             )
         target_NC = found.probabilities_NC[len(labels) :]
-        return _frozen.Frozen(features_ND, labels_N, target_NC, found.prior_C, "propagation", held_out, parts)
+        test_MD = _features(parts, _frozen.first_test_rows(parts), "test")
+        return _frozen.Frozen(
+            features_ND, labels_N, target_NC, found.prior_C, "propagation", held_out, test_MD
+        )
 
     def _shares(self, counts_C: np.ndarray) -> np.ndarray | None:
         if self.prior == "estimated":
