@@ -1,162 +1,171 @@
-"""Rows before and after an augmentation: texts as tokens, images as blocks."""
+"""Rows before and after augmentation, as they are shown."""
+
+import io
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from conftest import make_tokenizer
+from datasets import Dataset
 from rich.console import Console
+from rich.text import Text
+from transformers import AutoTokenizer
 
+from hf_llm_recipes.data.augmentation.base import Augmentation, Pool
+from hf_llm_recipes.data.augmentation.cutoff import Cutoff
+from hf_llm_recipes.data.augmentation.delete import Delete
+from hf_llm_recipes.data.augmentation.substitute import Substitute
+from hf_llm_recipes.methods._streams import TwoStreamBatches, TwoStreams
 from hf_llm_recipes.preview import format_preview, preview
 
-CLS, SEP, MASK, PAD, UNK = 2, 3, 4, 0, 1
+
+@dataclass
+class Given(Augmentation):
+    """A view that is written down: features that replace the row's."""
+
+    features: dict
+
+    def __call__(self, row, index, random):
+        return {**row, **self.features}
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+@dataclass
+class GivenImage(Given):
+    kind = "image"
 
 
-def text_row(tokenizer, text, padding=0):
-    ids = tokenizer(text)["input_ids"]
-    return {
-        "input_ids": [*ids, *([PAD] * padding)],
-        "attention_mask": [1] * len(ids) + [0] * padding,
-    }
+@pytest.fixture
+def tokenizer(tiny_bert):
+    return AutoTokenizer.from_pretrained(tiny_bert)
 
 
-def replaced(**features):
-    return lambda row, index, random: {**row, **features}
+def pool_of(tokenizer, *texts, seed=0):
+    rows = Dataset.from_dict({"text": list(texts)})
+    features = Dataset.from_dict(dict(tokenizer(list(texts))))
+    return Pool(features=features, rows=rows, processor=tokenizer, encode=None, seed=seed)
 
 
-def shown(features, view, tokenizer=None, *, count=10, seed=0, kind="text"):
-    return preview(features, view, tokenizer, count, seed, kind)
+def image_pool(*images):
+    features = Dataset.from_dict({"pixel_values": [np.asarray(i, np.float32).tolist() for i in images]})
+    return Pool(features=features, rows=None, processor=None, encode=None)
 
 
-def test_a_changed_token_is_bold_and_padding_and_separators_are_left_out(tokenizer):
-    row = text_row(tokenizer, "the old band", padding=2)
-    new = list(row["input_ids"])
-    new[2] = tokenizer.convert_tokens_to_ids("new")
-    assert shown([row], replaced(input_ids=new), tokenizer) == [("the old band", "the [bold]new[/bold] band")]
+def test_changed_tokens_are_highlighted_on_both_sides(tokenizer):
+    pool = pool_of(tokenizer, "the old ball was good")
+    view = Given({"input_ids": tokenizer("the new song was good").input_ids})
+    [(before, after)] = preview(pool, [view], [0])
+    assert before == "the[bold red] old ball[/bold red] was good"
+    assert after == "the[bold green] new song[/bold green] was good"
 
 
-def test_a_hidden_token_is_as_many_blocks_as_it_has_letters(tokenizer):
-    row = text_row(tokenizer, "the old band")
-    view = replaced(attention_mask=[1, 1, 0, 0, 1])
-    assert shown([row], view, tokenizer) == [("the old band", "the ░░░ ░░░░")]
+def test_hidden_tokens_are_shaded(tokenizer):
+    pool = pool_of(tokenizer, "the old ball was good")
+    view = Given({"attention_mask": [1, 1, 0, 0, 1, 1, 1]})
+    [(before, after)] = preview(pool, [view], [0])
+    assert before == "the old ball was good"
+    assert after == "the[dim] ░░░ ░░░░[/dim] was good"
 
 
-def test_a_mask_and_an_unknown_word_are_seen(tokenizer):
-    row = text_row(tokenizer, "the xyzzy band")
-    assert row["input_ids"][2] == UNK
-    new = [*row["input_ids"][:3], MASK, SEP]
-    ((before, after),) = shown([row], replaced(input_ids=new), tokenizer)
-    console = Console(width=80)
-    with console.capture() as printed:
-        console.print(format_preview([(before, after)]))
-    assert "the [UNK] band" in printed.get()
-    assert "the [UNK] [MASK]" in printed.get()
-    assert "bold" not in printed.get()
+def test_where_lengths_differ_what_is_left_out_is_highlighted(tokenizer):
+    pool = pool_of(tokenizer, "the old ball was good")
+    shorter = tokenizer("the ball was very good")
+    [(before, after)] = preview(pool, [Given({"input_ids": shorter.input_ids[:-2] + [14, 3]})], [0])
+    assert (before, after) == (
+        "the[bold red] old[/bold red] ball was good",
+        "the ball was[bold green] very[/bold green] good",
+    ) or Text.from_markup(after).plain == "the ball was very good"
+    [(before, after)] = preview(pool, [Given(dict(tokenizer("the ball was good")))], [0])
+    assert before == "the[bold red] old[/bold red] ball was good"
+    assert after == "the ball was good"
 
 
-@pytest.mark.parametrize(
-    ("new", "after"),
-    [
-        ("the band", "the band"),  # a token less: nothing that is left has changed
-        ("the very old band", "the [bold]very[/bold] old band"),
-        ("a choir", "[bold]a[/bold] [bold]choir[/bold]"),
-    ],
-)
-def test_a_view_of_another_length_is_aligned(tokenizer, new, after):
-    view = replaced(**text_row(tokenizer, new))
-    assert shown([text_row(tokenizer, "the old band")], view, tokenizer) == [("the old band", after)]
+def test_the_mask_token_and_the_border_of_a_pair_are_shown(tokenizer):
+    encoded = tokenizer("the ball", "a song")
+    features = Dataset.from_dict({key: [value] for key, value in encoded.items()})
+    pool = Pool(features=features, rows=None, processor=tokenizer, encode=None)
+    ids = list(encoded["input_ids"])
+    ids[2] = tokenizer.mask_token_id
+    [(before, after)] = preview(pool, [Given({"input_ids": ids})], [0])
+    assert Text.from_markup(before).plain == "the ball [SEP] a song"
+    assert Text.from_markup(after).plain == "the [MASK] [SEP] a song"
+    assert "[bold green]" in after
 
 
-def test_brackets_over_two_tokens_are_no_markup():
-    class Letters:
-        """As a tokenizer: each id is a word of this list."""
-
-        words = ("<s>", "[a", "b]", "[/bold]", "x\\")
-        mask_token_id, unk_token_id = None, None
-        all_special_ids = (0,)
-
-        def decode(self, ids):
-            return self.words[ids[0]]
-
-    row = {"input_ids": [0, 1, 2, 3, 4]}
-    pairs = shown([row], replaced(input_ids=[0, 1, 2, 3, 1]), Letters())
-    console = Console(width=80)
-    with console.capture() as printed:
-        console.print(format_preview(pairs))
-    assert "[a b] [/bold] x\\" in printed.get()
-    assert "[a b] [/bold] [a" in printed.get()
+def test_an_empty_row_is_empty(tokenizer):
+    assert preview(pool_of(tokenizer, "", "the ball"), [Cutoff()], [0]) == [("", "")]
 
 
-def test_rows_are_drawn_by_the_seed_in_the_order_of_the_pool(tokenizer):
-    words = ["ball", "team", "goal", "coach", "match", "score", "bread", "soup"]
-    rows = [text_row(tokenizer, word) for word in words]
-    seen = []
-
-    def view(row, index, random):
-        seen.append(index)
-        return row
-
-    pairs = shown(rows, view, tokenizer, count=3, seed=5)
-    assert [before for before, _ in pairs] == [words[i] for i in seen]
-    assert len(set(seen)) == 3
-    assert seen == sorted(seen)
-    assert shown(rows, view, tokenizer, count=3, seed=5) == pairs
-    drawn = {tuple(b for b, _ in shown(rows, view, tokenizer, count=3, seed=s)) for s in range(5)}
-    assert len(drawn) > 1
-    assert [b for b, _ in shown(rows, view, tokenizer, count=100)] == words
+def test_it_shows_the_views_of_the_first_epoch(tokenizer):
+    texts = ["the ball was in the old oven and the song was new"] * 6
+    pool = pool_of(tokenizer, *texts, seed=3)
+    view = Substitute(rate=0.4)
+    shown = preview(pool, [view], range(6))
+    batches = TwoStreamBatches(1, 6, 1, 6, seed=3)
+    streams = TwoStreams([{}], pool.features, lambda row, i, r: (r.integers(1), view(row, i, r))[1], batches)
+    for key in next(iter(batches))[1:]:
+        trained_on = streams[key]["strong"]["input_ids"]
+        plain = tokenizer.decode(trained_on[1:-1])
+        assert Text.from_markup(shown[key.index][1]).plain == plain
+    assert len({after for _, after in shown}) > 1
 
 
-def test_the_chance_of_a_view_follows_the_seed_and_the_row(tokenizer):
-    drawn = []
-
-    def view(row, index, random):
-        drawn.append((index, random.random()))
-        return row
-
-    rows = [text_row(tokenizer, "the band")] * 3
-    for seed in (1, 1, 2):
-        shown(rows, view, tokenizer, seed=seed)
-    assert drawn[:3] == drawn[3:6]
-    assert len({value for _, value in drawn}) == 6
+def test_without_views_the_default_ones_are_shown(tokenizer):
+    pool = pool_of(tokenizer, *["the ball was in the old oven and the song was new"] * 40)
+    shown = preview(pool, [], range(40))
+    assert any("░" in after for _, after in shown)
+    assert any("[bold green]" in after for _, after in shown)
 
 
-def test_a_small_image_is_drawn_pixel_by_pixel_in_the_shades_of_the_first():
-    # 0 … 4 over five shades: share * 5, the last one clipped
-    image = np.arange(6, dtype=np.float32).clip(max=4).reshape(1, 2, 3)
-    brighter = image + 10
-    ((before, after),) = shown([{"pixel_values": image}], replaced(pixel_values=brighter), kind="image")
-    assert before == "  ░░▒▒\n▓▓████"
-    assert after == "██████\n██████"
+def test_an_image_is_drawn_in_blocks():
+    image = [[[0, 4], [8, 0]], [[0, 4], [8, 0]]]
+    moved = [[[8, 8], [0, 0]], [[8, 8], [4, 4]]]
+    [(before, after)] = preview(image_pool(image), [GivenImage({"pixel_values": moved})], [0], "image")
+    assert before == "  ▒▒\n██  "
+    assert after == "████\n░░░░"  # the mean of the channels: 8 8, 2 2
 
 
-def test_a_large_image_shrinks_by_means_over_channels_and_pixels():
-    # two channels of mean 1 at the left half and 0 at the right, 40 pixels each way: 16 cells
-    image = np.zeros((2, 40, 40), dtype=np.float32)
-    image[0, :, :20] = 2
-    ((before, _),) = shown([{"pixel_values": image.tolist()}], lambda row, *_: row, kind="image")
-    assert before.split("\n") == ["█" * 16 + " " * 16] * 16
+def test_brightness_is_on_the_scale_of_the_row_itself():
+    dark, bright = [[[0, 1]]], [[[9, -9]]]
+    [(before, after)] = preview(image_pool(dark), [GivenImage({"pixel_values": bright})], [0], "image")
+    assert (before, after) == ("  ██", "██  ")
 
 
-def test_an_even_image_is_drawn_without_a_division_by_zero():
-    image = np.full((1, 2, 2), 7, dtype=np.float32)
-    assert shown([{"pixel_values": image}], lambda row, *_: row, kind="image") == [
-        ("    \n    ", "    \n    ")
-    ]
+def test_a_large_image_is_shrunk():
+    image = np.zeros((1, 40, 20))
+    image[0, :3, :3] = 1
+    [(before, _)] = preview(image_pool(image), [GivenImage({})], [0], "image")
+    lines = before.split("\n")
+    assert (len(lines), {len(line) for line in lines}) == (14, {14})  # 3 by 3 pixels a block
+    assert lines[0] == "██" + 12 * " "
+    assert lines[1] == 14 * " "
 
 
-def test_images_and_texts_are_a_table_of_two_columns():
-    table = format_preview([("a", "[bold]b[/bold]"), ("██\n  ", "  \n██")])
-    console = Console(width=60)
-    with console.capture() as printed:
-        console.print(table)
-    assert table.row_count == 2
-    assert "as it is" in printed.get()
-    assert "██" in printed.get()
+def test_views_that_do_not_fit_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="the rows are images"):
+        preview(image_pool([[[0, 1]]]), [Cutoff()], [0], "image")
+    with pytest.raises(ValueError, match="moves tokens"):
+        preview(pool_of(tokenizer, "the ball"), [Delete()], [0], same_length=True)
 
 
-def test_no_row_asked_for():
-    with pytest.raises(ValueError, match=r"count is 0; allowed: 1 or more"):
-        shown([{"input_ids": [5]}], lambda row, *_: row, count=0)
+def rendered(table):
+    out = io.StringIO()
+    Console(file=out, width=100, force_terminal=True, color_system="standard", legacy_windows=False).print(
+        table
+    )
+    return out.getvalue()
+
+
+def test_the_table_shows_numbers_and_colors():
+    text = rendered(format_preview([("the[bold red] old[/] :ball:", "the[bold green] new[/] :ball:")], [41]))
+    assert "41" in text
+    assert "\x1b[1;31m old\x1b[0m" in text
+    assert "\x1b[1;32m new\x1b[0m" in text
+    assert text.count(":ball:") == 2  # no emoji of it
+    assert "0" in rendered(format_preview([("a", "b")]))
+
+
+def test_text_that_looks_like_markup_stays_text(tokenizer):
+    tokenizer.add_tokens(["[bold]"])
+    pool = pool_of(tokenizer, "the [bold] ball")
+    [(before, _)] = preview(pool, [Cutoff(rate=0.4)], [0])
+    assert Text.from_markup(before).plain == "the [bold] ball"
+    assert "[bold]" in rendered(format_preview([(before, before)]))
