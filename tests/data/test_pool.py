@@ -1,10 +1,19 @@
+import itertools
 import math
+import random
 from collections import Counter
 
 import pytest
 from datasets import Dataset, Image
 
-from hf_llm_recipes.data.pool import UNLIKE, check_pool, cosine, few_labels
+from hf_llm_recipes.data.pool import (
+    OTHER_DOMAIN,
+    OTHER_LANGUAGE,
+    check_pool,
+    cosine,
+    few_labels,
+    likeness,
+)
 from hf_llm_recipes.errors import DataError
 
 ENGLISH = """\
@@ -186,7 +195,6 @@ def test_a_clean_pool_stays_as_it_is():
         "eval_rows_in_pool": 0,
         "test_rows_in_pool": 0,
         "labeled_rows_in_pool": 0,
-        "likeness": 0.0,
     }
 
 
@@ -240,6 +248,13 @@ def test_a_pool_of_empty_rows():
     )
 
 
+def test_a_pool_of_no_rows():
+    with pytest.raises(DataError, match=r"data.unlabeled: there is no unlabeled row\n  do: add rows"):
+        check_pool(
+            texts("a").select([]), labeled=texts("b"), held_out={}, columns=("text",), overlap="refuse"
+        )
+
+
 def test_a_pool_without_the_input_column():
     with pytest.raises(DataError) as raised:
         checked(["a"], columns=("body",))
@@ -288,11 +303,43 @@ def test_images_are_compared_by_their_bytes():
     assert found.findings == {"empty": 0, "test_rows_in_pool": 1, "labeled_rows_in_pool": 0}
 
 
+def test_copies_of_an_image_file_are_one_image(tmp_path):
+    from PIL import Image as Picture
+
+    for name, value in (("a", 1), ("copy_of_a", 1), ("b", 2)):
+        Picture.new("L", (2, 2), value).save(tmp_path / f"{name}.png")
+
+    def images(*names):
+        paths = [str(tmp_path / f"{name}.png") for name in names]
+        return Dataset.from_dict({"image": paths}).cast_column("image", Image())
+
+    with pytest.raises(DataError, match=r"1 of 2 unlabeled rows .* test split \(the first is row 1"):
+        check_pool(
+            images("b", "copy_of_a"),
+            labeled=images("b"),
+            held_out={"test": images("a")},
+            columns=("image",),
+            overlap="refuse",
+        )
+
+
 def test_the_cosine_of_word_counts():
     # roots 2 1 and 1 3: 2·1 / (√5 · √10)
     assert cosine(Counter(a=4, b=1), Counter(a=1, c=9)) == pytest.approx(2 / math.sqrt(50))
     assert cosine(Counter(a=4, b=1), Counter(a=8, b=2)) == pytest.approx(1)
     assert cosine(Counter("a"), Counter("b")) == 0
+    assert cosine(Counter(), Counter("b")) == 0
+
+
+def test_likeness_is_measured_against_parts_of_the_larger_set():
+    # {x: 1, y: 1} and {x: 4}: 2 / (√2 · 2); the parts of the larger set are the same
+    assert likeness([["x", "y"]], [["x", "x"], ["x", "x"]]) == pytest.approx(1 / math.sqrt(2))
+    assert likeness([["x", "x"], ["x", "x"]], [["x", "y"]]) == pytest.approx(1 / math.sqrt(2))
+    # the parts share one word of two: 1/2; the sets {x: 1, z: 1} and {x: 2, a: 1, b: 1}: √2 / (√2 · 2)
+    assert likeness([["x", "z"]], [["x", "a"], ["x", "b"]]) == pytest.approx(1)
+    assert likeness([["x"]], [["a", "a"], ["a", "a"]]) == 0
+    assert likeness([["a"]], [["a"], ["b"], ["c"]]) is None
+    assert likeness([], [["a"]]) is None
 
 
 UNLIKE_NOTE = "the pool reads unlike the other rows"
@@ -311,7 +358,7 @@ UNLIKE_NOTE = "the pool reads unlike the other rows"
 )
 def test_the_same_language_is_no_finding(pool, labeled, others):
     found = checked(pool, labeled=labeled, eval=others)
-    assert found.findings["likeness"] > 1.5 * UNLIKE
+    assert found.findings["likeness"] > OTHER_DOMAIN
     assert found.notes == []
 
 
@@ -328,7 +375,7 @@ def test_the_same_language_is_no_finding(pool, labeled, others):
 )
 def test_another_language_is_said(pool, labeled, others):
     found = checked(pool, labeled=labeled, eval=others)
-    assert found.findings["likeness"] < UNLIKE / 1.5
+    assert found.findings["likeness"] < OTHER_LANGUAGE / 2
     assert len(found.notes) == 1
     assert found.notes[0].startswith(UNLIKE_NOTE)
     assert found.notes[0].endswith("is it another language?")
@@ -341,5 +388,33 @@ def test_rows_that_are_one_long_word_each_tell_no_language():
         return ["".join("ACGT"[n // 4**k % 4] for k in range(8)) for n in range(first, first + count)]
 
     found = checked(genes(0, 40), labeled=genes(100, 8), eval=genes(200, 20))
-    assert found.findings["likeness"] == 0
+    assert "likeness" not in found.findings
+    assert found.notes == []
+
+
+def test_another_domain_is_said():
+    # `the` alone is shared, half of all words on either side: √30 · √30 / 60 over 1
+    found = checked(["the ball"] * 30, labeled=["the soup"] * 10, eval=["the soup"] * 20)
+    assert found.findings["likeness"] == 0.5
+    assert found.notes == [
+        "the pool reads unlike the other rows (likeness of word frequencies 0.50; rows of one source have "
+        "about 1): is it another domain?"
+    ]
+
+
+def test_few_words_tell_no_domain():
+    found = checked(["the ball"] * 30, labeled=["the soup"] * 4, eval=["the soup"] * 20)  # 48 words
+    assert found.findings["likeness"] == 0.5
+    assert found.notes == []
+
+
+def test_twelve_labeled_rows_do_not_look_foreign_for_being_few():
+    # Zipf's law: the word of rank r is drawn with a weight of 1 / r
+    rng = random.Random(0)
+    vocabulary = ["".join(pair) for pair in itertools.product("abcdefghijklmnopqrstuvwxyz", repeat=2)]
+    weights = [1 / rank for rank in range(1, len(vocabulary) + 1)]
+    rows = [" ".join(rng.choices(vocabulary, weights, k=8)) for _ in range(912)]
+    found = checked(rows[12:], labeled=rows[:12])
+    counts = (Counter(" ".join(part).split()) for part in (rows[:12], rows[12:]))
+    assert cosine(*counts) < OTHER_DOMAIN < found.findings["likeness"]
     assert found.notes == []
