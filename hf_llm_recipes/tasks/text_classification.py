@@ -7,6 +7,7 @@ Notable:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -132,9 +133,11 @@ class TextClassification(Task):
             findings["unlabeled"] = found
             notes += _sentences("unlabeled", found, length)
         if self.problem == "single_label" and not isinstance(made["train"], IterableDataset):
-            unseen = _labels.check_classes(made["train"]["labels"][:], names, where="train split")
+            classes = made["train"]["labels"][:]
+            unseen = _labels.check_classes(classes, names, where="train split")
             if loaded.unlabeled is not None:
                 unseen = [f"{said}: no row of the pool can be taken for one either" for said in unseen]
+                notes += _lone_labels(classes, names)
             notes += unseen
         made.setdefault("eval", None)
         return Prepared(
@@ -402,6 +405,15 @@ def _tokens_cut(tokenizer: Any, texts: list[list[str]], kept: list[list[int]], l
 def _logits(predictions: Any) -> np.ndarray:
     """Some models return hidden states behind the logits; the Trainer then gives a tuple."""
     return np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
+
+
+def _lone_labels(classes: Sequence[int], names: Sequence[str]) -> list[str]:
+    counts = Counter(classes)
+    lone = [name for i, name in enumerate(names) if counts[i] == 1]
+    if not lone:
+        return []
+    shown = ", ".join(lone[:20]) + (f", … ({len(lone) - 20} more)" if len(lone) > 20 else "")
+    return [f"train split: one row only of class {shown}: what the pool teaches of it hangs on that row"]
 
 
 def _flag(value: Any, *, where: str) -> float:

@@ -509,7 +509,7 @@ def test_labels_of_a_pool_are_not_looked_at(tokenizer):
 
 
 def test_pairs_and_cut_rows_of_a_pool(tokenizer):
-    train = rows(first=["a", "the"], second=["song", "ball"], label=["x", "y"])
+    train = rows(first=["a", "the"] * 2, second=["song", "ball"] * 2, label=["x", "y"] * 2)
     pool = rows(first=["the old ball goal", "a"], second=["a good soup", "song"])
     task = TextClassification(text="first", text_pair="second", max_length=7)
     made = task.prepare(with_pool(pool, train), tokenizer, CONFIG)
@@ -542,6 +542,28 @@ def test_a_class_without_labels_is_said_beside_a_pool(tokenizer):
     assert made.notes == [
         "train split: no row of class music: no row of the pool can be taken for one either"
     ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "named"),
+    [(["a", "b", "b", "a"], None), (["a", "b", "b", "b"], "a"), (["b", "a", "c", "b"], "a, c")],
+)
+def test_classes_of_one_labeled_row_are_said_beside_a_pool(tokenizer, labels, named):
+    task = TextClassification(labels=["a", "b", "c"] if "c" in labels else ["a", "b"])
+    train = rows(text=TEXTS, label=labels)
+    made = task.prepare(with_pool(rows(text=TEXTS), train), tokenizer, CONFIG)
+    note = f"train split: one row only of class {named}: what the pool teaches of it hangs on that row"
+    assert made.notes == ([note] if named else [])
+    assert task.prepare(loaded(train), tokenizer, CONFIG).notes == []  # without a pool
+
+
+def test_a_long_list_of_classes_of_one_row_is_cut(tokenizer):
+    labels = [f"c{i:02}" for i in range(22)]
+    train = rows(text=["the ball"] * 23, label=[*labels, "c00"])
+    made = TextClassification(labels=labels).prepare(with_pool(rows(text=TEXTS), train), tokenizer, CONFIG)
+    assert len(made.notes) == 1
+    assert "c01, c02" in made.notes[0]
+    assert "c20, … (1 more): what the pool" in made.notes[0]
 
 
 def test_the_items_of_one_label_are_its_rows():
