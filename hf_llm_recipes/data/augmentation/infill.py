@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 from safetensors import SafetensorError
 
 from hf_llm_recipes.assets import resolve_model
@@ -38,20 +37,24 @@ class Infill(Augmentation):
         revision: Commit, tag or branch on the Hub.
         rate: Probability of each token to be masked, in (0, 1).
         variants: Views of each row, ≥ 1; each use of a row takes one of them.
+        temperature: The logits are divided by it, > 0; below 1 likely tokens are drawn more often.
 
     Raises:
-        ValueError: ``rate`` or ``variants`` out of range.
+        ValueError: ``rate``, ``variants`` or ``temperature`` out of range.
     """
 
     model: str
     revision: str | None = None
     rate: float = 0.15
     variants: int = 2
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         _common.check_rate("rate", self.rate)
         if self.variants < 1:
             raise ValueError(f"variants is {self.variants}; allowed: 1 or more")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}; allowed: more than 0")
 
     def fit(self, pool: Pool) -> None:
         """Makes the views of the whole pool.
@@ -114,6 +117,7 @@ class Infill(Augmentation):
             raise RunError(
                 f"`{self.model}` has no masked-LM head: `{min(info['missing_keys'])}` is not in it",
                 where="augmentation",
+                allowed="substitute, tfidf_substitute, mask, cutoff (none of them needs a model)",
                 hint="name the checkpoint of the pretrained model, as `bert-base-uncased` is one",
             )
         _check_length(self.model, getattr(model.config, "max_position_embeddings", None), longest)
@@ -134,7 +138,8 @@ class Infill(Augmentation):
                 for row, random in zip(rows, chance, strict=True)
             ]
             drawn = np.concatenate([random.random(len(m)) for random, m in zip(chance, masked, strict=True)])
-            filled_BT = _filled(model, rows, masked, drawn, pool.processor.mask_token_id, words_V)
+            mask_id = pool.processor.mask_token_id
+            filled_BT = _filled(model, rows, masked, drawn, mask_id, words_V, self.temperature)
             for i, ids_T in zip(batch, filled_BT, strict=True):
                 made_N[self.starts[i] : self.starts[i + 1]] = ids_T[: lengths[i]]
         return made_N
@@ -157,6 +162,7 @@ def _filled(
     drawn_K: np.ndarray,
     mask_id: int,
     words_V: np.ndarray,
+    temperature: float,
 ) -> np.ndarray:
     """Returns the rows' ids with the masked ones drawn anew, (B, T), padded with anything.
 
@@ -167,6 +173,7 @@ def _filled(
         drawn_K: One number in [0, 1) a masked token, row after row: where in the cumulated distribution.
         mask_id: Of the mask token.
         words_V: Tokens that may be drawn.
+        temperature: The logits are divided by it.
     """
     import torch
 
@@ -182,7 +189,7 @@ def _filled(
     with torch.inference_mode():
         inputs = {key: torch.from_numpy(values).to(model.device) for key, values in batch.items()}
         logits_KV = model(**inputs).logits[where][:, torch.from_numpy(words_V).to(model.device)]
-        cumulated_KV = logits_KV.double().softmax(-1).cumsum(-1)
+        cumulated_KV = (logits_KV.double() / temperature).softmax(-1).cumsum(-1)
         level_K1 = torch.from_numpy(drawn_K).to(model.device)[:, None] * cumulated_KV[:, -1:]
         drawn_K1 = torch.searchsorted(cumulated_KV, level_K1, right=True)
     filled_BT[where] = words_V[drawn_K1[:, 0].cpu().numpy()]
