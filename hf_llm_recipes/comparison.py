@@ -13,6 +13,7 @@ from hf_llm_recipes.recipe import Recipe
 
 BASELINE = "baseline"  # folder of the supervised run, inside the run it is compared with
 UNSUPERVISED = ("compare", "algorithm", "augmentation", "stages", "method")  # keys it goes without
+POOL_KEYS = ("unlabeled", "unlabeled_limit", "pool_overlap")
 RESAMPLES = 2000
 
 
@@ -29,8 +30,7 @@ def baseline_recipe(recipe: Recipe, directory: Path, steps: int) -> Recipe:
         made.values.pop(key, None)
     made.values["method"] = "supervised"
     made.values["name"] = f"{recipe.name}-supervised"
-    made.values["data"] = {k: v for k, v in recipe.section("data").items() if k not in ("unlabeled",)}
-    made.values["data"].pop("unlabeled_limit", None)
+    made.values["data"] = {k: v for k, v in recipe.section("data").items() if k not in POOL_KEYS}
     trainer = {k: v for k, v in recipe.section("trainer").items() if k != "num_train_epochs"}
     made.values["trainer"] = {**trainer, "max_steps": steps}
     folder = directory / BASELINE

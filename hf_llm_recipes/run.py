@@ -339,12 +339,13 @@ class _Runner:
         plan = self.plan
         self.tokenizer = _model.load_processor(plan.model, plan.task.processor)
         base_config = plan.recipe.located(lambda: _model.load_config(plan.model, {}, self.tokenizer), "model")
+        uses_pool = plan.method.takes_unlabeled or bool(plan.stages)
+        columns = plan.task.input_columns if uses_pool else None
         self.loaded = plan.recipe.located(
-            lambda: load(
-                plan.source, stratify_by=plan.task.stratify_by, input_columns=plan.task.input_columns
-            ),
-            "data",
+            lambda: load(plan.source, stratify_by=plan.task.stratify_by, input_columns=columns), "data"
         )
+        if not uses_pool:
+            self.loaded.unlabeled = None  # `labels_per_class` makes one for whoever wants it
         self._say(self.loaded.description.get("notes", []))
         self.prepared = plan.recipe.located(
             lambda: plan.task.prepare(self.loaded, self.tokenizer, base_config), "task"
