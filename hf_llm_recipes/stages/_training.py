@@ -28,7 +28,6 @@ from hf_llm_recipes.errors import DataError, RunError
 from hf_llm_recipes.stages.base import Stage, StageParts
 
 NOT_INPUTS = ("labels", "label")  # columns that a pool should not have and no stage may see
-ADAPTER_RATE = 10  # learning rate of an adapter over that of full fine-tuning
 
 
 class StageModule(nn.Module):
@@ -143,7 +142,7 @@ def train(
     module: StageModule,
     collate: Callable[[list[dict]], dict[str, Tensor]],
     loss: Callable[..., Tensor],
-    paper_rate: float,
+    default_rate: float,
     whole_batches: bool,
 ) -> dict[str, Any]:
     """Runs a Trainer over ``module`` and returns the figures of ``Stage.run``.
@@ -155,13 +154,13 @@ def train(
         collate: Draws -> a batch with ``labels``.
         loss: ``(outputs, labels, num_items_in_batch) -> loss``, where the last is how many labels of all
             forwards of the optimizer step are not −100.
-        paper_rate: Learning rate of full fine-tuning where the recipe gives none.
+        default_rate: Learning rate where the recipe gives none.
         whole_batches: Never fewer rows in a forward than in the others, nor one row twice.
 
     Raises:
         DataError: the pool is empty.
     """
-    arguments = _arguments(stage, parts, paper_rate, whole_batches)
+    arguments = _arguments(stage, parts, default_rate, whole_batches)
     if not getattr(parts.model, "is_quantized", False):  # a quantised one is where it was loaded
         parts.model.to(arguments.device)  # its head too: no model is left on two devices
     begun = time.monotonic()
@@ -183,10 +182,11 @@ def train(
     }
 
 
-def _arguments(stage: Stage, parts: StageParts, paper_rate: float, whole_batches: bool) -> TrainingArguments:
+def _arguments(
+    stage: Stage, parts: StageParts, default_rate: float, whole_batches: bool
+) -> TrainingArguments:
     if len(parts.pool) == 0:
         raise DataError("the pool has no rows to train on", where="data.unlabeled")
-    adapter = hasattr(parts.model, "peft_config")
     return TrainingArguments(
         **{
             "output_dir": parts.output_dir,
@@ -197,7 +197,7 @@ def _arguments(stage: Stage, parts: StageParts, paper_rate: float, whole_batches
             if whole_batches
             else stage.batch_size,
             "gradient_accumulation_steps": stage.gradient_accumulation_steps,
-            "learning_rate": stage.learning_rate or paper_rate * (ADAPTER_RATE if adapter else 1),
+            "learning_rate": stage.learning_rate or default_rate,
             "warmup_steps": stage.warmup_fraction,
             "logging_steps": stage.logging_steps,
             "logging_first_step": True,

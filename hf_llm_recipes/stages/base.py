@@ -53,8 +53,7 @@ class Stage(ABC):
         epochs: Passes over the pool, > 0; 1 where neither is given.
         batch_size: Rows of one forward on one device, ≥ 1.
         gradient_accumulation_steps: Forwards of one optimizer step, ≥ 1.
-        learning_rate: > 0. None: the paper's, ten times that under an adapter (Schulman et al. 2025,
-            https://thinkingmachines.ai/blog/lora/).
+        learning_rate: > 0; None: what the stage says.
         warmup_fraction: Share of the steps over which the rate rises, in [0, 1); then it falls to 0.
         save_steps: Steps between checkpoints, ≥ 1; None: only where a signal asks for one.
         logging_steps: Steps between two logs of the loss, ≥ 1.

@@ -5,6 +5,8 @@ Shape suffixes: B rows  T tokens  D hidden size.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +21,10 @@ from hf_llm_recipes.registry import STAGES
 from hf_llm_recipes.stages._training import StageModule, accepted_inputs, backbone_of, left_as_found, train
 from hf_llm_recipes.stages.base import Stage, StageParts
 
-PAPER_RATE = 3e-5  # Gao et al. 2021, appendix A
+RATE = 3e-5  # Gao et al. 2021, appendix A
+SOLVED = 0.01  # of the loss of a blind guess, log B
+
+log = logging.getLogger("hf_llm_recipes")
 
 
 @STAGES.register
@@ -31,6 +36,11 @@ class Contrastive(Stage):
     package's frozen features, where the paper takes the first token's under an extra layer. The negatives
     are the other rows of the same forward: with ``gradient_accumulation_steps`` their number does not grow,
     while the loss stays the mean over all rows of the optimizer step. Numerics in float32.
+
+    For an encoder that was not trained this way before. One that was (sentence-transformers' models) tells
+    the rows apart from the first step on; its vanishing gradients still move the weights, since AdamW
+    divides by their size, and make it worse: hence the paper's low rate, 3e-5, under an adapter too, and a
+    warning in the log.
 
     Args:
         temperature: Cosine similarities are divided by it, > 0.
@@ -63,15 +73,17 @@ class Contrastive(Stage):
         if len(parts.pool) == 1:
             raise RunError("the pool has one row: nothing to tell it from", where="data.unlabeled")
         with left_as_found(parts.model):
-            return train(
+            figures = train(
                 self,
                 parts,
                 module=TwoPasses(backbone),
                 collate=PairCollator(parts.collator, accepted_inputs(backbone)),
                 loss=partial(contrastive_loss, temperature=self.temperature),
-                paper_rate=PAPER_RATE,
+                default_rate=RATE,
                 whole_batches=True,
             )
+        _warn_if_solved(figures["first_loss"], min(self.batch_size, len(parts.pool)))
+        return figures
 
 
 class TwoPasses(StageModule):
@@ -123,6 +135,16 @@ def contrastive_loss(
     first_BD, second_BD = normalize(vectors_2BD.float(), dim=-1)
     similarity_BB = first_BD @ second_BD.T / temperature
     return cross_entropy(similarity_BB, labels_B, reduction="sum") / num_items_in_batch
+
+
+def _warn_if_solved(first_loss: float | None, rows: int) -> None:
+    if first_loss is not None and first_loss < SOLVED * math.log(rows):
+        log.warning(
+            "contrastive: the first loss was %.2g (a blind guess: %.2g). The model told the rows apart before "
+            "the stage, which had nothing to teach it: take it out, or raise `temperature`",
+            first_loss,
+            math.log(rows),
+        )
 
 
 def _check_dropout(backbone: nn.Module) -> None:

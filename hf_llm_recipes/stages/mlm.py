@@ -20,7 +20,8 @@ from hf_llm_recipes.registry import STAGES
 from hf_llm_recipes.stages._training import StageModule, accepted_inputs, backbone_of, left_as_found, train
 from hf_llm_recipes.stages.base import Stage, StageParts
 
-PAPER_RATE = 1e-4  # Gururangan et al. 2020, appendix
+RATE = 1e-4  # Gururangan et al. 2020, appendix
+ADAPTER_RATE = 1e-3
 IGNORED = -100
 
 
@@ -32,7 +33,8 @@ class Mlm(Stage):
     Of the chosen tokens 80 % become the mask token, 10 % a random one, 10 % stay; the choice is new in
     each epoch. The loss is the mean over all masked tokens of the optimizer step. The head is the
     checkpoint's own. Its output layer, where tied, reads the backbone's input embeddings (of adapted
-    embeddings the base's values).
+    embeddings the base's values). The learning rate is 1e-4 unless given, that of TAPT's paper; under an
+    adapter ten times that (Schulman et al. 2025, https://thinkingmachines.ai/blog/lora/).
 
     Args:
         mask_prob: Share of the tokens that are chosen, special ones apart, in (0, 1).
@@ -72,7 +74,7 @@ class Mlm(Stage):
                     parts.collator, tokenizer, self.mask_prob, parts.seed, accepted_inputs(backbone)
                 ),
                 loss=masked_loss,
-                paper_rate=PAPER_RATE,
+                default_rate=ADAPTER_RATE if hasattr(parts.model, "peft_config") else RATE,
                 whole_batches=False,
             )
 

@@ -113,6 +113,17 @@ def test_either_dropout_of_our_encoder_is_enough(key, tmp_path):
     assert figures["steps"] == 1
 
 
+def test_a_model_that_tells_the_rows_apart_already(folder, tmp_path, caplog):
+    told = "told the rows apart before the stage"
+    Contrastive(max_steps=1, batch_size=8).run(stage_parts(with_lora(folder), folder, tmp_path / "out"))
+    assert told not in caplog.text
+    faint = {"hidden_dropout_prob": 1e-4, "attention_probs_dropout_prob": 1e-4}  # both passes nearly equal
+    solved = masked_lm_folder(tmp_path / "model", **faint)
+    stage = Contrastive(max_steps=1, batch_size=8, temperature=0.005)
+    stage.run(stage_parts(with_lora(solved), solved, tmp_path / "out"))
+    assert told in caplog.text
+
+
 def test_a_pool_of_one_row(folder, tmp_path):
     with pytest.raises(ValueError, match="the pool has one row"):
         Contrastive().run(stage_parts(with_lora(folder), folder, tmp_path, rows=1))
