@@ -140,8 +140,8 @@ def contrastive_loss(
 def _warn_if_solved(first_loss: float | None, rows: int) -> None:
     if first_loss is not None and first_loss < SOLVED * math.log(rows):
         log.warning(
-            "contrastive: the first loss was %.2g (a blind guess: %.2g). The model told the rows apart before "
-            "the stage, which had nothing to teach it: take it out, or raise `temperature`",
+            "contrastive: the first loss was %.2g (a blind guess: %.2g). The model told the rows apart "
+            "before the stage, which had nothing to teach it: take it out, or raise `temperature`",
             first_loss,
             math.log(rows),
         )
