@@ -66,14 +66,14 @@ class TwoStreams(Dataset):
 
 
 class TwoStreamBatches(BatchSampler):
-    """Keys of ``batch_size`` labeled and ``unlabeled_size`` unlabeled rows a batch.
+    """Keys of labeled and of unlabeled rows, so many of each a batch.
 
     Rows of the pool that do not fill a last batch wait for the next epoch's permutation.
 
     Args:
         num_labeled: Rows with labels, ≥ 1.
         num_unlabeled: Rows in the pool, ≥ ``unlabeled_size``.
-        batch_size: Labeled rows a batch.
+        labeled_size: Labeled rows a batch.
         unlabeled_size: Unlabeled rows a batch.
         seed: Of both permutations and of the views.
     """
@@ -81,10 +81,11 @@ class TwoStreamBatches(BatchSampler):
     drop_last = True
 
     def __init__(
-        self, num_labeled: int, num_unlabeled: int, batch_size: int, unlabeled_size: int, seed: int
+        self, num_labeled: int, num_unlabeled: int, labeled_size: int, unlabeled_size: int, seed: int
     ) -> None:
         self.num_labeled, self.num_unlabeled = num_labeled, num_unlabeled
-        self.batch_size, self.unlabeled_size, self.seed = batch_size, unlabeled_size, seed
+        self.labeled_size, self.unlabeled_size, self.seed = labeled_size, unlabeled_size, seed
+        self.batch_size = labeled_size + unlabeled_size  # accelerate deals out only batches of this length
         self.epoch = 0
         self._drawn: tuple[int, np.ndarray] | None = None
 
@@ -109,7 +110,7 @@ class TwoStreamBatches(BatchSampler):
     def _labeled(self, step: int) -> list[int]:
         """Row numbers of a step: a slice of one permutation of the labeled rows after the other."""
         rows = []
-        for place in range(step * self.batch_size, (step + 1) * self.batch_size):
+        for place in range(step * self.labeled_size, (step + 1) * self.labeled_size):
             turn, at = divmod(place, self.num_labeled)
             rows.append(int(self._permutation(turn)[at]))
         return rows
