@@ -119,6 +119,19 @@ def test_list_has_a_line_for_each_shipped_recipe(call):
         assert recipe.header["task"] in line
 
 
+def test_show_augmentation_prints_rows_before_and_after(call, tiny_bert, rows_csv, recipe, tmp_path):
+    values = {**recipe, "method": "semi_supervised", "augmentation": [{"name": "mask", "rate": 0.5}]}
+    values["data"] = {**recipe["data"], "labels_per_class": 4}
+    done = call("show", "augmentation", write_recipe(tmp_path, values))
+    assert done.code == 0, done.err
+    assert "before" in done.out
+    assert "[MASK]" in done.out
+    values["data"] = recipe["data"]
+    done = call("show", "augmentation", write_recipe(tmp_path, values))
+    assert done.code == 1
+    assert "there are no unlabeled rows to change" in done.err
+
+
 def test_show_can_be_read_back_and_names_who_reads_what(call, tiny_bert, rows_csv, recipe, tmp_path):
     path = write_recipe(tmp_path, {**recipe, "tuning": "lora", "callbacks": ["early_stopping"]})
     done = call("show", path, "seed=7", "quantization.load_in_4bit=true")

@@ -35,7 +35,9 @@ def test_the_header_says_what_it_is_and_what_was_measured(recipe):
     if recipe.header["device"] == "cpu":
         assert re.search(r"\d\.\d minutes", recipe.header["time"])
         assert re.search(r"\d\.\d+ GiB", recipe.header["memory"])
-        assert re.search(r"accuracy \d\d\.\d % \(95 % interval \d\d\.\d–\d\d\.\d\)", recipe.header["result"])
+        assert re.search(
+            r"(accuracy|F1 of spans) \d\d\.\d % \(95 % interval \d\d\.\d–\d\d\.\d\)", recipe.header["result"]
+        )
     else:
         assert "not measured" in recipe.header["result"]
 

@@ -286,10 +286,10 @@ def test_the_baseline_stands_beside_it(semi):
     assert recipe.section("data")["labels_per_class"] == 4
 
 
-def test_several_labels_and_tokens_are_items_too(semi, tmp_path):
+def test_several_labels_are_items_of_two_sides(semi, tmp_path):
     import csv
 
-    from tests.conftest import sentences
+    from conftest import sentences
 
     rows = [
         {**row, "label": row["label"] + (",old" if "old" in row["text"] else "")} for row in sentences(240)
@@ -369,3 +369,109 @@ def test_keys_that_do_not_go_together_are_refused(semi):
 def test_compare_needs_something_to_compare(recipe):
     with pytest.raises(RecipeError, match="this run is the supervised baseline"):
         run(Recipe.from_dict({**recipe, "compare": True}))
+
+
+def test_words_are_items_and_keep_their_place(tiny_bert, tmp_path, monkeypatch, trainers):
+    monkeypatch.setenv("HF_LLM_RECIPES_CACHE", str(tmp_path / "cache"))
+    from conftest import sentences
+
+    topics = {"ball", "team", "goal", "coach", "match", "score"}
+    rows = [
+        {
+            "tokens": (words := row["text"].split()),
+            "label": ["B-SPORT" if w in topics else "O" for w in words],
+        }
+        for row in sentences(120)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    done = run(
+        Recipe.from_dict(
+            {
+                "output": str(tmp_path / "out"),
+                "model": {"name": str(tiny_bert)},
+                "data": {
+                    "name": str(path),
+                    "train": "train[:20]",
+                    "unlabeled": "train[20:90]",
+                    "test": "train[90:]",
+                    "eval_fraction": 0,
+                    "pool_overlap": "drop",
+                },
+                "task": {"name": "token_classification"},
+                "method": {"name": "semi_supervised", "warmup_fraction": 0.0},
+                "algorithm": {"name": "fixmatch", "threshold": 0.6},
+                "trainer": {"max_steps": 6, "learning_rate": 1e-2, "use_cpu": True, "disable_tqdm": True},
+            }
+        )
+    )
+    assert trainers[0].computed["strong_rows"] > 0
+    assert len(done.metrics["method"]["prior"]) == 2
+
+
+def test_views_that_move_words_are_refused_for_tags(semi):
+    from hf_llm_recipes.data.augmentation._choose import check_kinds
+    from hf_llm_recipes.data.augmentation.delete import Delete
+
+    with pytest.raises(ValueError, match="it moves tokens"):
+        check_kinds([Delete()], "text", same_length=True)
+
+
+def test_images_have_views_of_their_own(tmp_path, monkeypatch, trainers):
+    monkeypatch.setenv("HF_LLM_RECIPES_CACHE", str(tmp_path / "cache"))
+    from datasets import ClassLabel, Dataset, Features, Image
+
+    random = np.random.default_rng(0)
+    images = [np.full((8, 8), 60 + 120 * (i % 2), dtype=np.uint8) for i in range(60)]
+    images = [image + random.integers(0, 20, image.shape, dtype=np.uint8) for image in images]
+    features = Features({"image": Image(), "label": ClassLabel(names=["dark", "bright"])})
+    data = Dataset.from_dict({"image": images, "label": [i % 2 for i in range(60)]}, features=features)
+    data.save_to_disk(str(tmp_path / "data"))
+    done = run(
+        Recipe.from_dict(
+            {
+                "output": str(tmp_path / "out"),
+                "model": {
+                    "architecture": "hlr_vision",
+                    "config": {
+                        "image_size": 8,
+                        "patch_size": 4,
+                        "num_channels": 1,
+                        "hidden_size": 16,
+                        "num_hidden_layers": 1,
+                        "num_attention_heads": 2,
+                        "intermediate_size": 32,
+                    },
+                },
+                "data": {"name": str(tmp_path / "data"), "labels_per_class": 5, "eval_fraction": 0},
+                "task": {"name": "image_classification"},
+                "method": {"name": "semi_supervised", "warm_start": "none", "warmup_fraction": 0.0},
+                "algorithm": {"name": "softmatch"},
+                "trainer": {
+                    "max_steps": 4,
+                    "per_device_train_batch_size": 4,
+                    "use_cpu": True,
+                    "disable_tqdm": True,
+                },
+            }
+        )
+    )
+    views = [type(view).__name__ for view in trainers[0].streams.strong.views]
+    assert views == ["Shift", "Rotate", "Cutout"]
+    assert done.metrics["method"]["exported"] == "teacher"
+
+
+def test_a_stage_comes_first(semi, trainers, monkeypatch):
+    from hf_llm_recipes.stages.contrastive import Contrastive
+
+    order = []
+    stage_run, build = Contrastive.run, SemiSupervised.build
+    monkeypatch.setattr(
+        Contrastive, "run", lambda self, parts: (order.append("stage"), stage_run(self, parts))[1]
+    )
+    monkeypatch.setattr(
+        SemiSupervised, "build", lambda self, parts: (order.append("method"), build(self, parts))[1]
+    )
+    done = run(semi(stages=[{"name": "contrastive", "max_steps": 2, "batch_size": 8}]))
+    assert order == ["stage", "method"]
+    assert done.metrics["stages"][0]["steps"] == 2
