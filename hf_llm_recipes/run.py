@@ -67,6 +67,7 @@ TRAINER_REFUSED = {
     "remove_unused_columns": "the task hands over only what the model takes",
     "label_names": "the task decides it",
 }
+STAGE_KEYS = ("use_cpu", "bf16", "fp16", "disable_tqdm")  # of `trainer:`, that hold for stages too
 RELOAD_TOLERANCE = {"float32": 1e-3, "half": 0.1, "int8": 1e-3}  # on logits
 
 
@@ -470,6 +471,7 @@ class _Runner:
         from hf_llm_recipes.callbacks.log_file import LogFile
         from hf_llm_recipes.stages.base import StageParts
 
+        asked = {key: value for key, value in self.plan.trainer.items() if key in STAGE_KEYS}
         for number, stage in enumerate(self.plan.stages):
             folder = self.directory / rundir.CHECKPOINTS / f"stage-{number}"
             self._say([f"stage {number + 1} of {len(self.plan.stages)}: {type(stage).__name__}"])
@@ -481,8 +483,8 @@ class _Runner:
                 source=self.plan.model,
                 output_dir=str(folder),
                 seed=self.plan.seed,
-                device_arguments={**_device_defaults(), **self.precision.trainer},
-                callbacks=[LogFile(str(self.directory / rundir.LOG)), stop],
+                device_arguments={**_device_defaults(), **self.precision.trainer, **asked},
+                callbacks=[LogFile(str(self.directory / f"stage-{number}.jsonl")), stop],
                 resume=_last_checkpoint(folder) if self.resumed else None,
             )
             figures.append(self.plan.recipe.located(lambda: stage.run(parts), "stages", number))  # noqa: B023
