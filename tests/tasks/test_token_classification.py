@@ -367,9 +367,13 @@ def test_a_run_from_file_to_answers(recipe, tmp_path):
     code = card.split("```python\n")[1].split("```")[0].replace("'tiny'", repr(str(done.path / "model")))
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(compile(code, "card", "exec"), {})
-    assert [
-        line.split("  ")[1] for line in printed.getvalue().splitlines()
-    ] == ["Put", "your", "own", "text", "here."]
+    assert [line.split("  ")[1] for line in printed.getvalue().splitlines()] == [
+        "Put",
+        "your",
+        "own",
+        "text",
+        "here.",
+    ]
 
 
 def test_a_run_of_an_adapter_on_a_model_that_pads_left(recipe, tiny_llama, tmp_path):
