@@ -40,8 +40,10 @@ class Lora(Tuning):
         }
 
     def full_precision(self, skeleton):
-        """Nothing: adapters are added in full precision to a base of any kind."""
-        return []
+        """``modules_to_save``: they are trained whole; adapters are added to a base of any kind."""
+        wanted = self.config.get("modules_to_save") or []
+        names = [name for name, _ in skeleton.named_modules()]
+        return [name for name in names if any(name == w or name.endswith(f".{w}") for w in wanted)]
 
     def apply(self, model, *, head, task_type):
         """Wraps the model; the head is trained and saved with the adapter."""

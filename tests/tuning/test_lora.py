@@ -70,3 +70,14 @@ def test_chosen_modules_and_more_to_save(tmp_path):
     assert saved[:2] == ["classifier", "pooler.dense"]  # peft names its own heads once more
     trained(built)
     assert (logits(built.model) - logits(reloaded(built, tmp_path / "out", folder))).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_modules_trained_whole_are_not_quantised(bits, tmp_path):
+    folder = save(tmp_path, BASES["bert"])
+    tuning = Lora(r=2, target_modules=["query"], modules_to_save=["pooler"])
+    built = build(folder, tuning, quantization={f"load_in_{bits}bit": True})
+    pooler = {n: p for n, p in built.model.named_parameters() if "pooler.modules_to_save" in n}
+    assert len(pooler) == 2
+    assert all(p.requires_grad and p.is_floating_point() for p in pooler.values())
+    assert "bert.pooler" in built.quantization["llm_int8_skip_modules"]
