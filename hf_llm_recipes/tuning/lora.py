@@ -42,7 +42,7 @@ class Lora(Tuning):
     def full_precision(self, skeleton):
         """``modules_to_save``: they are trained whole; adapters are added to a base of any kind."""
         wanted = self.config.get("modules_to_save") or []
-        names = [name for name, _ in skeleton.named_modules()]
+        names = [name for name, _ in skeleton.named_modules()] if wanted else []
         return [name for name in names if any(name == w or name.endswith(f".{w}") for w in wanted)]
 
     def apply(self, model, *, head, task_type):
