@@ -73,6 +73,20 @@ def test_every_other_command_runs(folder):
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
+def test_the_yaml_is_a_recipe_for_few_labels():
+    from hf_llm_recipes.data.loading import Source
+    from hf_llm_recipes.recipe import Recipe
+    from hf_llm_recipes.registry import ALGORITHMS, METHODS
+
+    (block,) = blocks("yaml")
+    recipe = Recipe.from_text(block)
+    source = recipe.build("data", cls=Source)
+    assert (source.unlabeled, source.eval_fraction) == ("raw.csv", 0)
+    assert recipe.named(METHODS, "method").takes_unlabeled
+    assert recipe.named(ALGORITHMS, "algorithm").students == 1
+    assert recipe.get("compare") is True
+
+
 def test_the_python_runs(folder):
     code = "\n".join(blocks("python"))
     assert len([line for line in code.splitlines() if line.strip()]) == 8
@@ -97,7 +111,7 @@ def test_every_recipe_stands_in_the_table_with_what_its_header_says():
         row = next((line for line in README.splitlines() if line.startswith(f"| `{recipe.name}`")), None)
         assert row, f"{recipe.name} is not in the README's table"
         if recipe.header["device"] == "cpu":
-            accuracy = re.search(r"accuracy (\d\d\.\d) %", recipe.header["result"]).group(1)
+            accuracy = re.search(r"(?:accuracy|F1 of spans) (\d\d\.\d) %", recipe.header["result"]).group(1)
             minutes = re.search(r"(\d+\.\d) minutes", recipe.header["time"]).group(1)
             memory = re.search(r"(\d+\.\d+) GiB", recipe.header["memory"]).group(1)
             assert accuracy in row
