@@ -17,7 +17,9 @@ import json
 import logging
 import shutil
 import signal
+import sys
 import time
+import types
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -855,3 +857,13 @@ def _weights_fingerprint(path: str) -> str | None:
 def _class_path(found: Any) -> str:
     classes = found if isinstance(found, tuple) else (found,)
     return " + ".join(f"{c.__module__}.{c.__qualname__}" for c in classes if c is not None)
+
+
+class _Callable(types.ModuleType):
+    """Importing this module puts it in the place of the package's function ``run``: so it is one, too."""
+
+    def __call__(self, *given: Any, **named: Any) -> Run:
+        return run(*given, **named)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -533,3 +533,13 @@ def test_a_stream_trains_once_its_classes_are_named(recipe, tmp_path):
     assert done.metrics["training"]["steps"] == 4
     assert done.metrics["data"]["train"] == {"rows": "a stream"}
     assert done.metrics["test"]["rows"] == 16
+
+
+def test_the_packages_run_can_be_called_more_than_once(recipe, tmp_path):
+    import hf_llm_recipes as hlr
+    import hf_llm_recipes.run as engine
+
+    for number in range(2):
+        done = hlr.run(Recipe.from_dict({**recipe, "output": str(tmp_path / f"again-{number}")}))
+        assert done.path.name == f"again-{number}"
+    assert engine.Run is type(done)
