@@ -150,6 +150,11 @@ def test_importing_the_folder_registers_everything():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def same_to_rounding(a, b):
+    """Equal weights whose memory starts elsewhere are summed in another order on some CPUs (2e-7 on AVX2)."""
+    return torch.allclose(a, b, rtol=1e-5, atol=2e-6)
+
+
 @every_head
 def test_save_and_load_is_bit_equal_and_keeps_ties(head, tmp_path):
     model = make(head)
@@ -157,7 +162,7 @@ def test_save_and_load_is_bit_equal_and_keeps_ties(head, tmp_path):
     before = main_output(model(**inputs))
     model.save_pretrained(tmp_path)
     again = head.from_pretrained(tmp_path, dtype="float32").eval()
-    assert torch.equal(main_output(again(**inputs)), before)
+    assert same_to_rounding(main_output(again(**inputs)), before)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
     for target, source in again.all_tied_weights_keys.items():
@@ -171,7 +176,8 @@ def test_loads_through_the_meta_device_and_a_device_map(head, tmp_path):
     model.save_pretrained(tmp_path, max_shard_size="50KB")
     again = head.from_pretrained(tmp_path, dtype="float32", device_map="cpu").eval()
     inputs = batch(model)
-    assert torch.equal(main_output(again(**inputs)), main_output(model(**inputs)))
+    assert same_to_rounding(main_output(again(**inputs)), main_output(model(**inputs)))
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
 @text_heads
@@ -549,7 +555,8 @@ CLEAN_PROCESS = textwrap.dedent(
         with torch.no_grad():
             output = model(**saved["inputs"])
         logits = output[1] if output[0].ndim == 0 else output[0]
-        assert torch.equal(logits, saved["logits"]), (logits - saved["logits"]).abs().max()
+        difference = (logits - saved["logits"]).abs().max()
+        assert difference < 2e-6, difference  # equal weights at another place in memory, see same_to_rounding
         print("same", type(model).__name__)
     """
 )
