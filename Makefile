@@ -24,8 +24,9 @@ check: $(READY)
 
 # Every recipe for the CPU, one after the other, in full.
 recipes: $(READY)
-	for recipe in full freeze lora dora qlora-4bit qlora-8bit; do \
-		$(BIN)/hf-llm-recipes run recipes/classify/$$recipe.yaml || exit 1; done
+	for recipe in $(addprefix classify/,full freeze lora dora qlora-4bit qlora-8bit) \
+		$(basename $(wildcard recipes/semi_supervised/*.yaml)); do \
+		$(BIN)/hf-llm-recipes run $$recipe || exit 1; done
 
 bench: $(READY)
 	$(BIN)/python benchmarks/tuning.py
