@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -367,7 +368,15 @@ class SemiSupervisedTrainer(Trainer):
             self._training = False
         if self.teacher is not None and self.export == "teacher":
             self.teacher.swap()
+        if self.lower is not None and self.state.global_step >= self.state.max_steps:
+            self._discard_lower_states()
         return result
+
+    def _discard_lower_states(self) -> None:
+        """Takes the states of the frozen layers from the disk: they are some hundred megabytes."""
+        self.lower.close()
+        shutil.rmtree(self.lower.directory, ignore_errors=True)
+        self.lower = None
 
     @contextlib.contextmanager
     def other_weights(self) -> Iterator[None]:

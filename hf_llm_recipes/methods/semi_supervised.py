@@ -17,6 +17,7 @@ import logging
 import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -278,7 +279,7 @@ class SemiSupervised(Method):
         log.info(f"the lower {first} layers are frozen: their states are computed once a row")
         rows = {"labeled": parts.train, "unlabeled": parts.unlabeled}
         fingerprint = "-".join(_features.rows_sha256(some) for some in rows.values())
-        folder = parts.cache / "lower_layers"
+        folder = Path(parts.arguments.output_dir) / "lower_layers"
         return LowerLayers(parts.model, folder, fingerprint, {k: len(v) for k, v in rows.items()})
 
 

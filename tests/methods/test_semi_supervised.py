@@ -475,3 +475,20 @@ def test_a_stage_comes_first(semi, trainers, monkeypatch):
     done = run(semi(stages=[{"name": "contrastive", "max_steps": 2, "batch_size": 8}]))
     assert order == ["stage", "method"]
     assert done.metrics["stages"][0]["steps"] == 2
+
+
+def test_states_of_frozen_layers_do_not_outlive_the_training(semi, tmp_path, trainers):
+    tuning = {"name": "lora", "r": 4, "target_modules": ["query", "value"], "layers_to_transform": [1]}
+    seen = []
+    discard = SemiSupervisedTrainer._discard_lower_states
+
+    def look(self):
+        seen.extend(file.stat().st_size for file in self.lower.directory.rglob("*") if file.is_file())
+        discard(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SemiSupervisedTrainer, "_discard_lower_states", look)
+        done = run(semi(tuning=tuning, method={"reuse_lower_layers": True}))
+    assert sum(seen) > 0
+    assert not list(done.path.rglob("lower_layers"))
+    assert not list((tmp_path / "cache").rglob("lower_layers"))
