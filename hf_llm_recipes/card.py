@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from hf_llm_recipes import card_language
 from hf_llm_recipes.errors import UserError, did_you_mean
 
 PACKAGED = "local/"  # prefix of the models and corpora that this package fetches itself
-PROBLEMS = ("single_label", "multi_label", "regression", "tokens")
+PROBLEMS = ("single_label", "multi_label", "regression", "tokens", "language")
 SMALL_TEST_ROWS = 1000  # an accuracy of 0.9 has an interval of +- 2 points there
 FEW_CLASS_ROWS = 20
 LOW_RECALL = 0.5
@@ -26,6 +27,10 @@ HIGH_ECE = 0.05
 
 # key of the metrics -> name in words, metric id of the Hub (None: not in the model index)
 SCORES = {
+    "perplexity": ("Perplexity a token", "perplexity"),
+    "bits_per_byte": ("Bits a byte", None),
+    "word_perplexity": ("Perplexity a word", None),
+    "exact_match": ("Exact match", "exact_match"),
     "f1": ("F1 of spans (type and both ends right)", "f1"),
     "precision": ("Precision of spans", "precision"),
     "recall": ("Recall of spans", "recall"),
@@ -51,11 +56,13 @@ MAIN_SCORE = {
     "multi_label": "subset_accuracy",
     "regression": "rmse",
     "tokens": "token_accuracy",
+    "language": "loss",
 }
 AUTO_CLASSES = {  # pipeline tag -> class of transformers
     "text-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
     "image-classification": "AutoModelForImageClassification",
+    **card_language.AUTO_CLASSES,
 }
 
 
@@ -66,7 +73,7 @@ class CardInfo:
     Args:
         name: Of the run; the model's name.
         task: As in the recipe, e.g. ``"text_classification"``.
-        problem: ``"single_label"``, ``"multi_label"``, ``"regression"`` or ``"tokens"``.
+        problem: ``"single_label"``, ``"multi_label"``, ``"regression"``, ``"tokens"`` or ``"language"``.
         base_model: A Hub id, a folder, or ``local/<name>``.
         tuning: As in the recipe, e.g. ``"lora"``.
         weights_format: ``"transformers"`` for whole weights, ``"peft"`` for an adapter.
@@ -118,7 +125,7 @@ class CardInfo:
     def __post_init__(self) -> None:
         _one_of("problem", self.problem, PROBLEMS)
         _one_of("weights_format", self.weights_format, ("transformers", "peft"))
-        if self.problem != "regression" and not self.label_names:
+        if self.problem not in ("regression", "language") and not self.label_names:
             raise UserError(f"a {self.problem} model has no label names", allowed="one name a class")
         if len(self.example) not in (1, 2):
             raise UserError(
@@ -190,12 +197,11 @@ def usage_code(info: CardInfo) -> str:
     if info.is_adapter:
         imports.insert(1, "from peft import PeftModel")
         imports += _packaged_import(info)
-        num_labels = 1 if info.problem == "regression" else len(info.label_names or ())
         lines += [
             f"base_model = {_base_code(info)}",
             "",
             f"model = {auto_class}.from_pretrained(",
-            f"    base_model, num_labels={num_labels}, ignore_mismatched_sizes=True{remote}",
+            f"    base_model{_head_arguments(info)}{remote}",
             ")",
             "model = PeftModel.from_pretrained(model, model_id)",
         ]
@@ -203,6 +209,9 @@ def usage_code(info: CardInfo) -> str:
         lines += ["", f"model = {auto_class}.from_pretrained(model_id{remote})"]
     if _takes_images(info):
         imports.insert(1, "from PIL import Image")
+    if info.problem == "language":
+        lines += ["model.eval()", *card_language.asking_code(info.pipeline_tag, info.example[0], remote)]
+        return "\n".join([*imports, "", *lines])
     lines += [
         "model.eval()",
         *_input_code(info, remote),
@@ -213,8 +222,16 @@ def usage_code(info: CardInfo) -> str:
     return "\n".join([*imports, "", *lines])
 
 
+def _head_arguments(info: CardInfo) -> str:
+    """What a base needs to be given the head that was trained; a language model brings its own."""
+    if info.problem == "language":
+        return ""
+    num_labels = 1 if info.problem == "regression" else len(info.label_names or ())
+    return f", num_labels={num_labels}, ignore_mismatched_sizes=True"
+
+
 def _takes_images(info: CardInfo) -> bool:
-    return info.pipeline_tag == "image-classification"
+    return info.pipeline_tag in ("image-classification", "image-feature-extraction")
 
 
 def _tags_words(info: CardInfo) -> bool:
@@ -340,12 +357,20 @@ def _score_values(metrics: Mapping[str, Any]) -> list[tuple[str, float]]:
     return [(key, flat[key]) for key in SCORES if isinstance(flat.get(key), (int, float))]
 
 
+_LANGUAGE_ANSWERS = {  # pipeline tag -> what it answers a row or an image with
+    "fill-mask": "the masked words of",
+    "sentence-similarity": "one vector to",
+    "image-feature-extraction": "the hidden patches of",
+}
+
+
 def _what_it_is(info: CardInfo) -> str:
     kind = {
         "single_label": f"one of {len(info.label_names or ())} classes",
         "multi_label": f"any of {len(info.label_names or ())} labels",
         "regression": "one number",
         "tokens": f"one of {len(info.label_names or ())} tags a word of",
+        "language": _LANGUAGE_ANSWERS.get(info.pipeline_tag, "text to"),
     }[info.problem]
     base = _text(info.base_model if info.is_packaged_base else _last_part(info.base_model))
     if info.hub_base:
@@ -483,6 +508,8 @@ def _sample_limits(info: CardInfo) -> list[str]:
 
 def _baseline_limits(info: CardInfo) -> list[str]:
     key = MAIN_SCORE[info.problem]
+    if info.problem == "language":
+        return []
     low, high = (info.metrics.get("intervals_95") or {}).get(key) or [info.metrics[key]] * 2
     if info.problem == "regression":
         baseline, answer = info.metrics["mean_baseline_rmse"], "the mean"

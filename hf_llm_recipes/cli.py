@@ -293,7 +293,10 @@ def _show_beside(console, metrics: dict) -> None:
 
     table = Table("beside it", "score", "95 %", box=None, pad_edge=False)
     comparison, method = metrics.get("comparison", {}), metrics.get("method", {})
-    rows = {"supervised, same labels and steps": comparison.get("supervised")}
+    rows = {
+        "before training": metrics.get("before"),
+        "supervised, same labels and steps": comparison.get("supervised"),
+    }
     for name in ("student", "teacher", "second_student"):
         rows[f"the {name.replace('_', ' ')}, not exported"] = method.get(f"test_{name}")
     for name, found in metrics.get("baselines", {}).items():
@@ -326,6 +329,8 @@ def _print_answers(texts: list[str], answers: list[dict]) -> None:
             said = ", ".join(f"{span['type']}: {span['text']}" for span in answer["spans"]) or "none"
         elif "tags" in answer:
             said = " ".join(tag or "?" for tag in answer["tags"])
+        elif "generated" in answer:
+            said = answer["generated"]
         else:
             said = f"{answer['value']:.4f}"
         typer.echo(f"{said}  <-  {text}")

@@ -264,6 +264,21 @@ def write_predictions(
         pyarrow.parquet.write_table(table, beside)
 
 
+def write_columns(path: str | Path, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Writes columns of equal length to a Parquet file, beside the target first, then renamed.
+
+    Args:
+        path: Its folder is made if it is missing.
+        columns: Name -> one value a row.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({name: list(values) for name, values in columns.items()})
+    with written_beside(Path(path)) as beside:
+        pyarrow.parquet.write_table(table, beside)
+
+
 def _known_problem(problem: str, allowed: Sequence[str]) -> None:
     if problem not in allowed:
         raise DataError(

@@ -32,8 +32,7 @@ def evaluate_run(directory: str | Path, data: str | Path | None = None) -> dict[
     predictor = Predictor.load(directory)
     rows = _test_rows(run.recipe(), predictor) if data is None else _file_rows(run.recipe(), data)
     with _said_of(data):
-        logits, labels = predictor.logits(rows, labeled=True)
-    return predictor.task.judge(logits, labels, predictor.model.config)
+        return predictor.judge(rows)
 
 
 def predict_file(directory: str | Path, source: str | Path, target: str | Path) -> int:

@@ -77,6 +77,8 @@ class Predictor:
         if len(rows) == 0:
             return []
         data = self._dataset(rows)
+        if self.task.judges_model:
+            return self.task.answer(self.model, data, self.tokenizer)
         logits, _ = self.logits(data, labeled=False, batch_size=batch_size)
         return self.task.answers(data, logits, self.model.config)
 
@@ -103,6 +105,18 @@ class Predictor:
                     answers[place] = found[0][i]
                     labels[place] = found[1][i] if labeled else None
         return stacked(answers), stacked(labels) if labeled else None
+
+    def judge(self, data: Dataset) -> dict[str, Any]:
+        """Returns the full metrics on labeled rows.
+
+        Raises:
+            DataError: rows that cannot be used.
+        """
+        if not self.task.judges_model:
+            logits, labels = self.logits(data, labeled=True)
+            return self.task.judge(logits, labels, self.model.config)
+        features, _ = self.task.encode(data, self.tokenizer, self.model.config, labeled=True)
+        return self.task.judge_model(self.model, features, data, self.tokenizer).metrics
 
     def _dataset(self, rows: Any) -> Dataset:
         if isinstance(rows, Dataset):

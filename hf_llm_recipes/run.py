@@ -333,6 +333,10 @@ class _Runner:
         self.parameters = _model.count_parameters(self.built.model)
         trainable, total = self.parameters["trainable"], self.parameters["total"]
         self._say([f"training {trainable:,} of {total:,} weights ({100 * trainable / total:.2f} %)"])
+        said = plan.recipe.located(
+            lambda: plan.task.check_model(self.built.model, self.prepared.train, self.tokenizer), "task"
+        )
+        self._say(said)
 
     def prepare_data(self) -> None:
         """Data and features."""
@@ -341,6 +345,7 @@ class _Runner:
 
         plan = self.plan
         self.tokenizer = _model.load_processor(plan.model, plan.task.processor)
+        plan.model = plan.recipe.located(lambda: plan.task.fit_model(plan.model), "task")
         base_config = plan.recipe.located(lambda: _model.load_config(plan.model, {}, self.tokenizer), "model")
         uses_pool = plan.method.takes_unlabeled or bool(plan.stages)
         columns = plan.task.input_columns if uses_pool else None
@@ -368,6 +373,7 @@ class _Runner:
             tuning=self.plan.tuning,
             quantization=self.plan.quantization,
             precision=self.precision,
+            train_head=not self.plan.task.vocabulary_labels,
         )
 
     def _open(self, output: str | None) -> Path | None:
@@ -404,6 +410,7 @@ class _Runner:
             with rundir.full_disk_told(self.directory.path, advice):
                 self.stage_figures = self._run_stages(stop, checkpoint)
                 self.trainer = self.plan.recipe.located(lambda: self._trainer(callbacks), "trainer")
+                self.before = self._judge_before()
                 result = self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except BaseException:
             self._leave_nothing_empty()
@@ -420,6 +427,16 @@ class _Runner:
                 hint=f"to go on: {self.directory.resume_command()}",
             )
 
+    def _judge_before(self) -> dict[str, Any] | None:
+        """What the model is worth untrained, for tasks that judge the model; None of random weights."""
+        if not self.plan.task.judges_model or self.plan.model.architecture is not None:
+            return None
+        log.info("judging the model as it is, before any training")
+        training = self.trainer.model.training
+        metrics = self._judged(self.trainer.model).metrics
+        self.trainer.model.train(training)
+        return metrics
+
     def _trainer(self, callbacks: list[Any]) -> Any:
         from hf_llm_recipes.methods.base import Parts
 
@@ -435,7 +452,7 @@ class _Runner:
                 train=self.prepared.train,
                 eval=self.prepared.eval,
                 collator=self.prepared.collator,
-                compute_metrics=self.plan.task.quick_metrics,
+                compute_metrics=None if self.plan.task.judges_model else self.plan.task.quick_metrics,
                 compute_loss=self.plan.recipe.located(
                     lambda: self.plan.task.loss(arguments.label_smoothing_factor), "trainer"
                 ),
@@ -511,26 +528,68 @@ class _Runner:
         with rundir.full_disk_told(directory.path, advice):
             with directory.replacing(rundir.MODEL) as folder:
                 self._save_model(folder)
-            logits, labels = self._predict_test()
-            config = self.built.model.config
-            metrics = {
-                "test": plan.task.judge(logits, labels, config),
-                "training": self._training_figures(),
-                "data": self.prepared.findings,
-                "reload": self._reload(logits),
-                **self._method_figures(labels),
-            }
-            plan.task.write_predictions(
-                directory / rundir.PREDICTIONS,
-                self.loaded.test,
-                logits,
-                labels,
-                config,
-            )
+            metrics = self._judge_model() if plan.task.judges_model else self._judge_logits()
             evaluation.write_metrics(directory / rundir.METRICS, metrics)
             self._write_card(metrics)
         _check_reload(metrics["reload"], directory)
         return Run(directory.path, metrics)
+
+    def _judge_logits(self) -> dict[str, Any]:
+        """The metrics of a task with few outputs a row; writes the predictions."""
+        plan, config = self.plan, self.built.model.config
+        logits, labels = self._predict_test()
+        metrics = {
+            "test": plan.task.judge(logits, labels, config),
+            "training": self._training_figures(),
+            "data": self.prepared.findings,
+            "reload": self._reload(logits),
+            **self._method_figures(labels),
+        }
+        plan.task.write_predictions(
+            self.directory / rundir.PREDICTIONS, self.loaded.test, logits, labels, config
+        )
+        return metrics
+
+    def _judge_model(self) -> dict[str, Any]:
+        """The metrics of a task that judges the model itself; writes what it says of each row."""
+        figures = self._training_figures()
+        judged = self._judged(self.trainer.model)
+        evaluation.write_columns(self.directory / rundir.PREDICTIONS, judged.columns)
+        method = self.plan.method.report(self.trainer)
+        return {
+            "test": judged.metrics,
+            **({"before": evaluation.summary(self.before)} if self.before else {}),
+            "training": figures,
+            "data": self.prepared.findings,
+            "reload": self._reload_probe(),
+            **({"method": method} if method else {}),
+            **({"stages": self.stage_figures} if self.stage_figures else {}),
+        }
+
+    def _judged(self, model: Any) -> Any:
+        features, rows = self.prepared.test, self.loaded.test
+        return self.plan.task.judge_model(model.eval(), features, rows, self.tokenizer)
+
+    def _reload_probe(self) -> dict[str, Any]:
+        """Loads ``model/`` as a user would and compares what the task looks at on the first test rows."""
+        from hf_llm_recipes.predictor import Predictor
+
+        few = self.prepared.test.select(range(min(4, len(self.prepared.test))))
+        task, trained = self.plan.task, self.trainer.model.eval()
+        again = Predictor.load(self.directory / rundir.MODEL).model
+        found, wanted = (task.probe(model, few, self.tokenizer) for model in (again, trained))
+        return {
+            "rows": len(few),
+            "logits_max_difference": float(np.abs(found - wanted).max()),
+            "tolerance": RELOAD_TOLERANCE[self._arithmetic()],
+        }
+
+    def _arithmetic(self) -> str:
+        """How exactly a reloaded model can be compared: a key of ``RELOAD_TOLERANCE``."""
+        mixed = self.trainer.args.bf16 or self.trainer.args.fp16  # the reloaded model computes unmixed
+        if mixed or str(self.precision.weights) != "torch.float32":
+            return "half"
+        return "int8" if (self.plan.quantization or {}).get("load_in_8bit") else "float32"
 
     def _predict_test(self) -> tuple[np.ndarray, np.ndarray]:
         """Logits and labels of the test split in its own order, computed longest rows first.
@@ -607,10 +666,7 @@ class _Runner:
 
         rows = self.loaded.test.select(range(min(16, len(self.loaded.test))))
         again, _ = Predictor.load(self.directory / rundir.MODEL).logits(rows, labeled=False)
-        kind = "int8" if (self.plan.quantization or {}).get("load_in_8bit") else "float32"
-        mixed = self.trainer.args.bf16 or self.trainer.args.fp16  # the reloaded model computes unmixed
-        if mixed or str(self.precision.weights) != "torch.float32":
-            kind = "half"
+        kind = self._arithmetic()
         judged = logits[: len(again)]
         if judged.ndim == 3:  # words, padded to the longest of all test rows
             judged = judged[:, : again.shape[1]]
@@ -637,7 +693,7 @@ class _Runner:
 
         plan, config = self.plan, self.built.model.config
         names = None
-        if getattr(plan.task, "problem", None) != "regression":
+        if plan.task.problem not in ("regression", "language"):
             names = [config.id2label[i] for i in range(config.num_labels)]
         return CardInfo(
             name=plan.recipe.name,

@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
+from hf_llm_recipes import card_language
 from hf_llm_recipes.card import CardInfo, _last_parts, is_hub_id, model_card, usage_code
 from hf_llm_recipes.errors import UserError
 
@@ -536,3 +537,26 @@ def expected_answer(problem, names, logits):
         return f"{logits.item()}\n"
     probs = logits.softmax(-1) if problem == "single_label" else logits.sigmoid()
     return "".join(f"{p:.3f}  {name}\n" for name, p in zip(names, probs.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("pipeline_tag", sorted(card_language.AUTO_CLASSES))
+def test_a_language_models_code_compiles_and_names_its_class(pipeline_tag):
+    info = make_info(
+        problem="language",
+        label_names=None,
+        pipeline_tag=pipeline_tag,
+        metrics={
+            "rows": 10,
+            "loss": 2.0,
+            "perplexity": 7.389,
+            "intervals_95": {"loss": [1.9, 2.1]},
+            "bootstrap": 1000,
+        },
+    )
+    code = usage_code(info)
+    compile(code, "card", "exec")
+    assert f"{card_language.AUTO_CLASSES[pipeline_tag]}.from_pretrained(" in code
+    assert "num_labels" not in code
+    card = model_card(info)
+    assert "Perplexity a token" in card
+    assert "None" not in card.split("## How to use")[0]

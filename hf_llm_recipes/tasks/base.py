@@ -39,6 +39,19 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass
+class Judged:
+    """What a task says of a trained model's answers to the test rows.
+
+    Args:
+        metrics: With intervals, JSON-able, as ``evaluation.format_table`` shows them.
+        columns: Name -> one value a row, for ``predictions.parquet``.
+    """
+
+    metrics: dict[str, Any]
+    columns: dict[str, list[Any]]
+
+
 def splits(loaded: Any) -> list[str]:
     """Returns the labeled splits that the data has: train and test, and eval unless it has none."""
     return ["train", *(["eval"] if loaded.eval is not None else []), "test"]
@@ -54,6 +67,9 @@ class Task(ABC):
     peft_task_type: ClassVar[str]  # of peft, e.g. "SEQ_CLS"
     pipeline_tag: ClassVar[str]  # of the Hub, e.g. "text-classification"
     processor: ClassVar[str] = "tokenizer"  # what turns rows into features: that or "image_processor"
+    vocabulary_labels: ClassVar[bool] = False  # labels are token ids; the head is the checkpoint's own
+    shifted_labels: ClassVar[bool] = False  # a label belongs to the place before it: a causal model
+    judges_model: ClassVar[bool] = False  # logits of all test rows are too many: see `judge_model`
 
     @property
     @abstractmethod
@@ -167,3 +183,46 @@ class Task(ABC):
         raise DataError(
             f"{inputs[0]!r} is no row", where="row 0", allowed="dicts with the task's columns, or a Dataset"
         )
+
+    def judge_model(self, model: Any, features: Any, rows: Any, processor: Any) -> Judged:
+        """Judges a model itself, where ``judges_model``; in place of ``judge`` and ``write_predictions``.
+
+        Args:
+            model: In ``eval()``, on its device.
+            features: Of the rows, as ``prepare`` or ``encode`` made them.
+            rows: As they were read.
+            processor: The tokenizer or image processor.
+        """
+        raise TypeError(f"{type(self).__name__} is judged by its logits")
+
+    def probe(self, model: Any, features: Any, processor: Any) -> np.ndarray:
+        """Returns what a saved model must give again on a few rows, where ``judges_model``.
+
+        Args:
+            model: In ``eval()``, on its device.
+            features: Of these rows.
+            processor: The tokenizer or image processor.
+        """
+        raise TypeError(f"{type(self).__name__} is judged by its logits")
+
+    def answer(self, model: Any, rows: Any, processor: Any) -> list[dict[str, Any]]:
+        """One answer a row of a model itself, where ``judges_model``; in place of ``answers``.
+
+        Args:
+            model: In ``eval()``, on its device.
+            rows: A data set with the task's columns.
+            processor: The tokenizer or image processor.
+        """
+        raise TypeError(f"{type(self).__name__} answers by its logits")
+
+    def fit_model(self, source: Any) -> Any:
+        """Returns the ``tuning._model.ModelSource`` as this task wants it, e.g. with another attention."""
+        return source
+
+    def check_model(self, model: Any, features: Any, processor: Any) -> list[str]:
+        """Looks at the model that is about to be trained; returns sentences for the log.
+
+        Raises:
+            RunError: it would learn something else than it should.
+        """
+        return []

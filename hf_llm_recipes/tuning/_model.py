@@ -278,6 +278,7 @@ def build(
     tuning: Tuning,
     quantization: dict[str, Any] | None,
     precision: Precision,
+    train_head: bool = True,
 ) -> Built:
     """Loads the weights, quantised where asked, and applies the tuning.
 
@@ -290,6 +291,8 @@ def build(
         tuning: Which weights are trained.
         quantization: Arguments of ``BitsAndBytesConfig``; None for a full-precision base.
         precision: From ``choose_precision``.
+        train_head: Whether the head's modules are trained whole even where the checkpoint holds them;
+            false for a language model, whose head is the vocabulary's own.
 
     Raises:
         RunError: the checkpoint is missing, corrupt, of another family, or holds pickles only;
@@ -315,7 +318,7 @@ def build(
     if full is not None and set(fresh) - set(head):
         full = _full_quantization(quantization, [*head, *fresh, *kept], precision)
         model, info = _load(loader, source, config, precision, full)
-    head = list(dict.fromkeys([*head, *fresh]))
+    head = list(dict.fromkeys([*head, *fresh])) if train_head else fresh
     model = tuning.apply(model, head=head, task_type=task_type)
     _train_in_float32(model)
     return Built(model, head, full, _notes(fresh, head, source))

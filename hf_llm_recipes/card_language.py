@@ -1,0 +1,68 @@
+"""The code of a model card for models of language and for embeddings: how to load one and ask it."""
+
+from __future__ import annotations
+
+AUTO_CLASSES = {  # pipeline tag -> class of transformers
+    "text-generation": "AutoModelForCausalLM",
+    "text2text-generation": "AutoModelForSeq2SeqLM",
+    "fill-mask": "AutoModelForMaskedLM",
+    "sentence-similarity": "AutoModel",
+    "image-feature-extraction": "AutoModelForMaskedImageModeling",
+}
+
+_ASK = {
+    "text-generation": [
+        "text = {example!r}",
+        "if tokenizer.chat_template:",
+        '    inputs = tokenizer.apply_chat_template([{{"role": "user", "content": text}}],',
+        '        add_generation_prompt=True, return_tensors="pt", return_dict=True)',
+        "else:",
+        '    inputs = tokenizer(text, return_tensors="pt")',
+        "with torch.inference_mode():",
+        "    made = model.generate(**inputs, max_new_tokens=64, do_sample=False)",
+        'print(tokenizer.decode(made[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))',
+    ],
+    "text2text-generation": [
+        'inputs = tokenizer({example!r}, return_tensors="pt")',
+        "with torch.inference_mode():",
+        "    made = model.generate(**inputs, max_new_tokens=64, do_sample=False)",
+        "print(tokenizer.decode(made[0], skip_special_tokens=True))",
+    ],
+    "fill-mask": [
+        'inputs = tokenizer({example!r} + f" {{tokenizer.mask_token}}", return_tensors="pt")',
+        "with torch.inference_mode():",
+        "    logits = model(**inputs).logits[0]",
+        'place = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero()[0, 0]',
+        "print([tokenizer.decode(token) for token in logits[place].topk(5).indices])",
+    ],
+    "sentence-similarity": [
+        'inputs = tokenizer([{example!r}, "Another text."], padding=True, return_tensors="pt")',
+        "with torch.inference_mode():",
+        "    states = model(**inputs).last_hidden_state",
+        'mask = inputs["attention_mask"][..., None]',
+        "vectors = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)",
+        "print((vectors[0] @ vectors[1]).item())  # cosine similarity",
+    ],
+    "image-feature-extraction": [
+        'mode = {{1: "L", 3: "RGB"}}[getattr(model.config, "num_channels", 3)]',
+        'image = Image.open("image.png").convert(mode)  # your own file',
+        'inputs = processor([image], return_tensors="pt")',
+        "with torch.inference_mode():",
+        "    states = model(**inputs, output_hidden_states=True).hidden_states[-1]",
+        "print(states.mean(1).shape)  # one vector an image",
+    ],
+}
+
+
+def asking_code(pipeline_tag: str, example: str, remote: str) -> list[str]:
+    """Returns the lines that load a processor and ask ``model``.
+
+    Args:
+        pipeline_tag: A key of ``AUTO_CLASSES``.
+        example: A text to ask.
+        remote: ``", trust_remote_code=True"``, or nothing.
+    """
+    images = pipeline_tag == "image-feature-extraction"
+    name, cls = ("processor", "AutoImageProcessor") if images else ("tokenizer", "AutoTokenizer")
+    load = f"{name} = {cls}.from_pretrained(model_id{remote})"
+    return [load, *(line.format(example=example) for line in _ASK[pipeline_tag])]
