@@ -15,7 +15,9 @@ from hf_llm_recipes.tuning._model import is_quantised
 @METHODS.register
 @dataclass(kw_only=True)
 class Supervised(Method):
-    """transformers' ``Trainer`` as it is."""
+    """transformers' ``Trainer`` as it is; for labels that are token ids, with the loss of
+    ``_language_trainer``.
+    """
 
     @classmethod
     def arguments_class(cls) -> type:
@@ -28,18 +30,22 @@ class Supervised(Method):
         """Returns the Trainer."""
         from transformers import Trainer
 
+        given = {
+            "model": parts.model,
+            "args": parts.arguments,
+            "train_dataset": parts.train,
+            "eval_dataset": parts.eval,
+            "data_collator": parts.collator,
+            "compute_metrics": parts.compute_metrics,
+            "processing_class": parts.processing_class,
+            "callbacks": parts.callbacks,
+        }
         with frozen_quantised_base(parts.model):
-            return Trainer(
-                model=parts.model,
-                args=parts.arguments,
-                train_dataset=parts.train,
-                eval_dataset=parts.eval,
-                data_collator=parts.collator,
-                compute_metrics=parts.compute_metrics,
-                compute_loss_func=parts.compute_loss,
-                processing_class=parts.processing_class,
-                callbacks=parts.callbacks,
-            )
+            if parts.task is None or not parts.task.vocabulary_labels:
+                return Trainer(**given, compute_loss_func=parts.compute_loss)
+            from hf_llm_recipes.methods._language_trainer import LanguageTrainer
+
+            return LanguageTrainer(**given, shift_labels=parts.task.shifted_labels)
 
 
 @contextmanager
