@@ -266,21 +266,29 @@ class Recipe:
     def located(self, make: typing.Callable[[], Any], *path: str | int) -> Any:
         """Returns ``make()``; its ValueError or TypeError becomes a RecipeError with the line.
 
-        A ``UserError`` that names no place gets the section's, and stays what it is.
+        A ``UserError`` stays what it is; one that names no place, or only a key of the section
+        (``data.columns``), gets the line.
         """
         try:
             return make()
         except UserError as error:
-            if error.where is not None:
+            key = self._key_of(error, path)
+            if key is None and error.where not in (None, _dotted(path)):
                 raise
-            key = _key_in(error.what, self.section(*path))
             where = self.where(*path, key) if key else self.where(*path)
-            said = f"{_dotted(path)}: {error.what}"
+            said = f"{error.where or _dotted(path)}: {error.what}"
             raise type(error)(said, where=where, allowed=error.allowed, hint=error.hint) from error
         except (ValueError, TypeError) as error:
             key = _key_in(str(error), self.section(*path))
             where = self.where(*path, key) if key else self.where(*path)
             raise RecipeError(f"{_dotted(path)}: {error}", where=where) from error
+
+    def _key_of(self, error: UserError, path: Place) -> str | None:
+        """The key of a section that an error is about: its place, or what its sentence names."""
+        if error.where is None:
+            return _key_in(error.what, self.section(*path))
+        inside = error.where.removeprefix(f"{_dotted(path)}.")
+        return inside if inside != error.where and inside.isidentifier() else None
 
     def dump(self) -> str:
         """The recipe as YAML that reads back to the same values."""
@@ -507,9 +515,10 @@ def _flatten(values: Any, path: Place = ()) -> dict[Place, Any]:
 
 
 def _key_in(message: str, section: dict[str, Any]) -> str | None:
-    """The longest key of the section that the message names as a word, if any."""
+    """The longest key that the message names as a word, else the key whose text it quotes, if any."""
     named = [key for key in section if re.search(rf"(?<![\w.]){re.escape(str(key))}(?!\w)", message)]
-    return max(named, key=len, default=None)
+    quoted = [key for key, value in section.items() if isinstance(value, str) and f"`{value}`" in message]
+    return max(named or quoted, key=len, default=None)
 
 
 def _near_choice(value: Any, hint: Any) -> str:

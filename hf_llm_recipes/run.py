@@ -775,8 +775,11 @@ def _quantization(recipe: Recipe) -> dict[str, Any] | None:
 
 
 def _trainer(recipe: Recipe, method_class: type) -> dict[str, Any]:
+    from hf_llm_recipes.methods._bounds import check_bounds
+
     arguments = method_class.arguments_class()
     given = recipe.arguments("trainer", cls=arguments, refused=TRAINER_REFUSED)
+    check_bounds(recipe, given)
     resolved = {**TRAINER_DEFAULTS, **given}
     recipe.located(
         lambda: arguments(**{**_device_defaults(), **resolved}, output_dir="checkpoints"), "trainer"

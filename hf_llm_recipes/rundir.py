@@ -93,6 +93,12 @@ class RunDirectory:
             )
         return json.loads(path.read_text(encoding="utf-8"))
 
+    def lacks_something(self) -> bool:
+        """Whether ``resume_command`` has something to do: training, or the baseline of ``compare: true``."""
+        return not (self / METRICS).is_file() or (
+            bool(self.recipe().get("compare")) and "comparison" not in self.metrics()
+        )
+
     def resume_command(self) -> str:
         """The command that goes on with this run."""
         return f"hf-llm-recipes run {self / RECIPE} output={self.path} resume=true"
@@ -272,7 +278,9 @@ def check_new(wanted: str | Path) -> None:
     """
     path = Path(wanted)
     if (path / RECIPE).is_file():
+        run = RunDirectory(path)
         state = "a finished run" if (path / METRICS).is_file() else "an unfinished run"
+        go_on = f", or go on with it: {run.resume_command()}" if run.lacks_something() else ""
         raise RunError(
             f"holds {state} already; nothing was changed",
             where=str(path),

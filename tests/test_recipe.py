@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import pytest
 
-from hf_llm_recipes.errors import RecipeError
+from hf_llm_recipes.errors import DataError, RecipeError
 from hf_llm_recipes.recipe import Recipe, dump_yaml, fits
 from hf_llm_recipes.registry import TUNINGS
 
@@ -268,3 +268,26 @@ def test_differences_name_each_value_but_not_the_place_of_the_run():
 )
 def test_fits(value, hint, answer):
     assert fits(value, hint) is answer
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (DataError("`x.csv` is gone"), "r.yaml:3: data: `x.csv` is gone"),
+        (DataError("x.csv is gone"), "r.yaml:1: data: x.csv is gone"),
+        (DataError("no `body`", where="data.columns"), "r.yaml:4: data.columns: no `body`"),
+        (DataError("no rows", where="data.test"), "r.yaml:1: data.test: no rows"),
+        (DataError("no rows", where="data"), "r.yaml:1: data: no rows"),
+        (DataError("no rows", where="x.csv:7"), "x.csv:7: no rows"),
+        (DataError("no rows", where="data.csv:7"), "data.csv:7: no rows"),
+        (ValueError("columns may not be"), "r.yaml:4: data: columns may not be"),
+    ],
+)
+def test_an_error_gets_the_line_of_the_key_that_it_is_about(error, message):
+    def fail():
+        raise error
+
+    recipe = read("data:\n\n  name: x.csv\n  columns: {text: body}\n")
+    with pytest.raises(ValueError) as caught:
+        recipe.located(fail, "data")
+    assert str(caught.value) == message

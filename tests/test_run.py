@@ -104,6 +104,15 @@ TYPOS = [
     ("trainer.lr_scheduler_type=cosin", "(did you mean `cosine`?)"),
     ("trainer.train_sampling_strategy=randm", "(did you mean `random`?)"),
     ("trainer.learning_rate=fast", "trainer.learning_rate is 'fast' (a text)"),
+    ("trainer.learning_rate=-1", "trainer.learning_rate is -1\n  allowed: 0 or more"),
+    ("trainer.learning_rate=.nan", "trainer.learning_rate is nan\n  allowed: 0 or more"),
+    ("trainer.max_steps=0", "trainer.max_steps is 0\n  allowed: 1 or more, or -1 to count in epochs"),
+    ("trainer.num_train_epochs=0", "trainer.num_train_epochs is 0\n  allowed: more than 0"),
+    ("trainer.per_device_train_batch_size=0", "trainer.per_device_train_batch_size is 0\n  allowed: 1 or"),
+    ("trainer.adam_beta2=1", "trainer.adam_beta2 is 1\n  allowed: 0 or more, below 1"),
+    ("trainer.warmup_steps=-5", "warmup_steps = -5"),
+    ("trainer.data_seed=-1", "trainer.data_seed is -1\n  allowed: 0 to 4,294,967,295"),
+    ("seed=-1", "seed is -1\n  allowed: 0 to 4,294,967,295"),
     ("trainer.output_dir=x", "trainer.output_dir cannot be set here"),
     ("trainer.eval_strategy=sometimes", "trainer.eval_strategy is 'sometimes'"),
     ("tuning={name: lora, lora_alfa: 2}", "tuning.lora_alfa is an unknown key (did you mean `lora_alpha`?)"),
@@ -121,6 +130,10 @@ TYPOS = [
     ("task={name: text_classification, separator: x}", "separator has an effect only on"),
     ("data.eval_fracton=0.2", "data.eval_fracton is an unknown key (did you mean `eval_fraction`?)"),
     ("data.eval_fraction=1.5", "1.5"),
+    ("data.name=no/such.csv", "`no/such.csv` does not exist"),
+    ("data.columns={text: body}", "data.columns: `columns: text: body`: no column `body`"),
+    ("data.train=trian", "data.train: unknown split `trian` (did you mean `train`?)"),
+    ("model.name=local/minilmm", "model: unknown local model `local/minilmm` (did you mean `local/minilm`?)"),
     ("quantization={load_in_4bits: true}", "(did you mean `load_in_4bit`?)"),
     ("quantization={bnb_4bit_quant_type: nf4}", "chooses neither or both of the widths"),
     ("model.dtype=float8", "model.dtype is 'float8'"),
@@ -142,7 +155,7 @@ TYPOS = [
 
 @pytest.mark.parametrize(("override", "message"), TYPOS, ids=[t[0] for t in TYPOS])
 def test_a_mistake_in_any_section_is_named_and_nothing_is_made(recipe, override, message):
-    with pytest.raises((RecipeError, DataError)) as caught:
+    with pytest.raises((RecipeError, DataError, RunError)) as caught:
         go(recipe, override)
     assert message in str(caught.value)
     assert str(caught.value).startswith(f"override `{override}`") or "missing" in message

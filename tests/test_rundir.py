@@ -37,8 +37,17 @@ def test_a_directory_in_use_is_refused(tmp_path):
     with pytest.raises(RunError, match="holds an unfinished run already; nothing was changed") as caught:
         RunDirectory.create(str(tmp_path), "x")
     assert f"hf-llm-recipes run {tmp_path}/recipe.yaml output={tmp_path} resume=true" in str(caught.value)
+
+
+def test_a_finished_run_in_use_is_gone_on_with_only_where_its_baseline_is_to_come(tmp_path):
     (tmp_path / "metrics.json").write_text("{}")
-    with pytest.raises(RunError, match="holds a finished run already; nothing was changed"):
+    for recipe, goes_on in (("name: x\n", False), ("compare: true\n", True)):
+        (tmp_path / "recipe.yaml").write_text(recipe)
+        with pytest.raises(RunError, match="holds a finished run already; nothing was changed") as caught:
+            check_new(tmp_path)
+        assert ("resume=true" in str(caught.value)) is goes_on
+    (tmp_path / "metrics.json").write_text('{"comparison": {}}')
+    with pytest.raises(RunError, match=r"do: choose another output$"):
         check_new(tmp_path)
 
 
