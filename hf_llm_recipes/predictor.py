@@ -17,13 +17,12 @@ from hf_llm_recipes.errors import DataError, RunError
 from hf_llm_recipes.methods._forward import model_inputs
 from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.registry import TASKS
-from hf_llm_recipes.rundir import MODEL, RECIPE, RunDirectory
+from hf_llm_recipes.rundir import MODEL, RECIPE, RECORD, RunDirectory
 from hf_llm_recipes.tasks.base import Task
 from hf_llm_recipes.tuning import _model
 from hf_llm_recipes.tuning._model import ModelSource
 
 PADDING = -100
-RECORD = "task.json"  # beside the weights: what a loader must know that the weights do not say
 
 
 class Predictor:

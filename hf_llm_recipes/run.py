@@ -259,7 +259,7 @@ def _with_baseline(recipe: Recipe) -> Run:
     from hf_llm_recipes.comparison import BASELINE, baseline_recipe, compare
 
     bound = plan(recipe)
-    if not bound.method.takes_unlabeled and not bound.stages:
+    if not (bound.method.takes_unlabeled or bound.method.comparable or bound.stages):
         raise RecipeError(
             "compare has no effect: this run is the supervised baseline",
             where=recipe.where("compare"),
@@ -404,7 +404,8 @@ class _Runner:
         from hf_llm_recipes.callbacks.log_file import LogFile
 
         stop = GracefulStop()
-        callbacks = [LogFile(str(self.directory / rundir.LOG)), stop, *self.plan.callbacks]
+        callbacks = [LogFile(str(self.directory / rundir.LOG)), stop]
+        callbacks += [*self.prepared.callbacks, *self.plan.callbacks]
         advice = "free some space; then " + self.directory.resume_command()
         try:
             with rundir.full_disk_told(self.directory.path, advice):
@@ -444,6 +445,8 @@ class _Runner:
             **{**_device_defaults(), **self.precision.trainer, **self.plan.trainer},
             output_dir=str(self.directory / rundir.CHECKPOINTS),
             seed=self.plan.seed,
+            # their collators take what they need, such as the lengths of packed documents
+            remove_unused_columns=not self.plan.task.judges_model,
         )
         return self.plan.method.build(
             Parts(

@@ -22,6 +22,7 @@ from hf_llm_recipes.recipe import Recipe
 
 RECIPE, METRICS, LOG, ENVIRONMENT = "recipe.yaml", "metrics.json", "log.jsonl", "environment.json"
 MODEL, CARD, PREDICTIONS, CHECKPOINTS = "model", "README.md", "predictions.parquet", "checkpoints"
+RECORD = "task.json"  # beside the weights: what a loader must know that the weights do not say
 PACKAGES = (
     *("hf_llm_recipes", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate"),
     *("bitsandbytes", "tokenizers", "safetensors", "scikit-learn", "numpy", "pandas", "pyarrow"),
@@ -284,7 +285,7 @@ def check_new(wanted: str | Path) -> None:
         raise RunError(
             f"holds {state} already; nothing was changed",
             where=str(path),
-            hint=f"choose another output, or go on with it: {RunDirectory(path).resume_command()}",
+            hint=f"choose another output{go_on}",
         )
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(

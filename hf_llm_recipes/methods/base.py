@@ -61,6 +61,7 @@ class Method(ABC):
 
     takes_unlabeled: ClassVar[bool] = False  # whether it learns from `data.unlabeled`
     takes_algorithm: ClassVar[bool] = False  # whether it reads `algorithm:` and `augmentation:`
+    comparable: ClassVar[bool] = False  # whether `supervised` on the same labels is a baseline to it
 
     @classmethod
     @abstractmethod

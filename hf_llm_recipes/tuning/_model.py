@@ -365,6 +365,25 @@ def load_saved(
         raise RunError(f"the adapter could not be loaded: {error}", where=str(folder)) from error
 
 
+def load_plain(source: ModelSource, auto_class: str, precision: Precision) -> PreTrainedModel:
+    """Returns a checkpoint as it is, in ``eval()``.
+
+    Args:
+        source: Which weights.
+        auto_class: E.g. ``"AutoModelForCausalLM"``.
+        precision: From ``choose_precision``.
+
+    Raises:
+        RunError: weights are missing, corrupt, or not all that the class needs.
+    """
+    loader = getattr(transformers, auto_class)
+    model, info = _load(loader, source, None, precision, None)
+    fresh = _fresh_modules(model, info, [], source)
+    if fresh:
+        raise RunError(f"holds no weights for {', '.join(fresh)}", where=source.label)
+    return model.eval()
+
+
 def _placed(model: Any) -> Any:
     quantised = getattr(model, "is_quantized", False) or hasattr(model, "hf_device_map")
     return model.to("cuda") if torch.cuda.is_available() and not quantised else model
