@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -27,6 +25,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer
 
 from hf_llm_recipes.methods._head_loss import IGNORED, loss_in_head, replaced_forward, targets
+from hf_llm_recipes.tuning._packed_check import without_dropout
 
 log = logging.getLogger("hf_llm_recipes")
 
@@ -186,7 +185,7 @@ class LanguageTrainer(Trainer):
             return "own"
         if self.args.torch_compile:
             model = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        with torch.no_grad(), _without_dropout(model):
+        with torch.no_grad(), without_dropout(model):
             mode, reason = self._tried_mode(model, _probe(inputs, shifted=self.shift_labels))
         log.info("%s", reason)
         return mode
@@ -232,20 +231,6 @@ class LanguageTrainer(Trainer):
         """Whether the model divides by ``num_items_in_batch``; some take it and do not look."""
         halved = model(**probe, num_items_in_batch=2 * count)["loss"].float()
         return not torch.isclose(halved, own, rtol=1e-3)
-
-
-@contextmanager
-def _without_dropout(model: nn.Module) -> Iterator[None]:
-    """As ``eval()``, for a look in between; 4-bit layers on a CPU would repack and round their weights."""
-    before = [(module, module.training) for module in model.modules()]
-    for module, _ in before:
-        if not hasattr(module, "support_avx512bf16_for_cpu"):
-            module.training = False
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 def _probe(inputs: dict[str, Any], *, shifted: bool) -> dict[str, Any]:

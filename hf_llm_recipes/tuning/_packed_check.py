@@ -1,0 +1,103 @@
+"""Whether a model keeps sequences apart that are laid end to end: looked at on the user's own model.
+
+Many do not, and train on without a word: BLOOM and XGLM attend over the whole row, Mamba carries its state
+from one sequence into the next, and OPT keeps them apart under `hlr_packed` only.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_llm_recipes.errors import RunError
+
+ROWS, TOKENS = 3, 48  # looked at, and of each row
+# In standard deviations (sd) of the logits: what another order of sums may move them by.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+HINT = "set `task.packing: false`: rows are padded then, and batched by length"
+
+
+def check_packed(model: nn.Module, rows: Sequence[dict[str, Any]]) -> float:
+    """Returns the largest difference between packed and separate logits, in their standard deviations.
+
+    Args:
+        model: A causal or masked language model, an adapter on it included; left as it was.
+        rows: Features with ``input_ids``; the first few of two tokens and more are looked at.
+
+    Raises:
+        RunError: the model lets sequences see each other, or takes no positions.
+        ValueError: no row has two tokens.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    taken = inspect.signature(base.forward).parameters
+    name = type(base).__name__
+    if "position_ids" not in taken and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        raise _leaks(name, "it takes no position_ids, by which sequences are told apart")
+    pieces = _pieces(rows)
+    more = {"use_cache": False} if "use_cache" in taken else {}
+    with torch.no_grad(), without_dropout(model):
+        packed = _packed_logits(model, pieces, more)
+        turned = [pieces[0], pieces[1].flip(0).roll(1), *pieces[2:]]
+        others = torch.ones(len(packed), dtype=torch.bool)
+        others[len(pieces[0]) : len(pieces[0]) + len(pieces[1])] = False
+        seen = _difference(_packed_logits(model, turned, more)[others], packed[others])
+        alone = torch.cat([_packed_logits(model, [piece], more) for piece in pieces])
+    if not seen <= _tolerance(model, torch.float32):
+        raise _leaks(name, f"sequences see each other's tokens (their logits move by {seen:.2g} sd)")
+    difference = _difference(packed, alone)
+    if not difference <= _tolerance(model, model.dtype):
+        raise _leaks(name, f"positions count on across sequences (logits move by {difference:.2g} sd)")
+    return max(seen, difference)
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """As ``eval()``, for a look in between; 4-bit layers on a CPU would repack and round their weights."""
+    before = [(module, module.training) for module in model.modules()]
+    for module, _ in before:
+        if not hasattr(module, "support_avx512bf16_for_cpu"):
+            module.training = False
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+def _leaks(name: str, reason: str) -> RunError:
+    return RunError(f"{name} cannot be trained on packed rows: {reason}", hint=HINT)
+
+
+def _pieces(rows: Sequence[dict[str, Any]]) -> list[Tensor]:
+    """The first rows, cut short; a lone one twice, since it takes two to leak."""
+    found = []
+    for row in rows:
+        if len(row["input_ids"]) > 1:
+            found.append(torch.as_tensor(row["input_ids"])[:TOKENS])
+        if len(found) == ROWS:
+            break
+    if not found:
+        raise ValueError("no row has two tokens, so packing cannot be checked")
+    return found if len(found) > 1 else found * 2
+
+
+def _packed_logits(model: nn.Module, pieces: list[Tensor], more: dict[str, Any]) -> Tensor:
+    device = model.device
+    ids = torch.cat(pieces)[None].to(device)
+    positions = torch.cat([torch.arange(len(piece)) for piece in pieces])[None].to(device)
+    return model(input_ids=ids, position_ids=positions, **more)["logits"][0].float()
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.std())
+
+
+def _tolerance(model: nn.Module, dtype: torch.dtype) -> float:
+    # 8-bit arithmetic looks for outliers over the whole batch: other rows, another rounding.
+    in_8bit = getattr(model, "is_loaded_in_8bit", False)
+    return TOLERANCE.get(torch.bfloat16 if in_8bit else dtype, TOLERANCE[torch.bfloat16])

@@ -1,0 +1,117 @@
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import BitsAndBytesConfig
+
+from hf_llm_recipes.errors import RunError
+from hf_llm_recipes.models.decoder import HlrDecoderConfig, HlrDecoderForCausalLM
+from hf_llm_recipes.tuning._model import _keep_4bit_arithmetic
+from hf_llm_recipes.tuning._packed_check import TOLERANCE, check_packed, without_dropout
+
+SHAPE = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+HF = {**SHAPE, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
+SMALL = {
+    "Llama": HF,
+    "Qwen2": HF,
+    "GPT2": {"vocab_size": 40, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "OPT": {**SHAPE, "ffn_dim": 48, "max_position_embeddings": 64, "word_embed_proj_dim": 32},
+    "Bloom": {"vocab_size": 40, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "Mamba": {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+}
+HEADS = {"GPT2": "GPT2LMHeadModel"}
+ROWS = [{"input_ids": list(range(3, 3 + n))} for n in (7, 1, 5, 12, 9)]
+
+
+def model(name, attention=None):
+    torch.manual_seed(0)
+    if name == "hlr_decoder":
+        made = HlrDecoderForCausalLM(HlrDecoderConfig(**HF))
+    else:
+        config = getattr(transformers, f"{name}Config")(**SMALL[name])
+        made = getattr(transformers, HEADS.get(name, f"{name}ForCausalLM"))(config)
+    if attention:
+        made.set_attn_implementation(attention)
+    return made.train()
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen2", "GPT2", "OPT", "hlr_decoder"])
+def test_models_that_keep_sequences_apart(name):
+    made = model(name, "hlr_packed")
+    assert check_packed(made, ROWS) < 1e-4
+    assert made.training
+    adapted = get_peft_model(made, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    assert check_packed(adapted, ROWS[:1]) < 1e-4
+
+
+LEAKS = [
+    ("OPT", "sdpa", "sequences see each other's tokens"),
+    ("Bloom", None, "sequences see each other's tokens"),
+    ("Mamba", None, "sequences see each other's tokens"),
+]
+
+
+@pytest.mark.parametrize(("name", "attention", "reason"), LEAKS)
+def test_models_that_leak_are_refused_with_the_reason(name, attention, reason):
+    with pytest.raises(
+        RunError, match=rf"{name}ForCausalLM cannot .* packed rows: {reason} .*move by"
+    ) as caught:
+        check_packed(model(name, attention), ROWS)
+    assert "task.packing: false" in caught.value.hint
+
+
+def test_positions_that_count_on_are_found():
+    made = model("GPT2", "hlr_packed")
+    table = made.transformer.wpe.weight
+    made.transformer.wpe.forward = lambda ids: table[: ids.shape[1]][None]
+    with pytest.raises(RunError, match="positions count on across sequences"):
+        check_packed(made, ROWS)
+
+
+def test_a_model_without_positions_is_refused():
+    class Bare(nn.Module):
+        def forward(self, input_ids):
+            raise AssertionError("not to be called")
+
+    with pytest.raises(RunError, match=r"Bare cannot .* takes no position_ids, by which sequences are told"):
+        check_packed(Bare(), ROWS)
+
+
+def test_one_leaking_layer_is_enough():
+    made = model("Llama", "hlr_packed")
+    attention = made.model.layers[1].self_attn
+    forward = attention.forward
+
+    def leaking(*args, position_ids=None, **kwargs):
+        return forward(*args, **kwargs)
+
+    attention.forward = leaking
+    with pytest.raises(RunError, match="see each other's tokens"):
+        check_packed(made, ROWS)
+
+
+@pytest.mark.parametrize("width", ["load_in_4bit", "load_in_8bit"])
+def test_quantised(width, tiny_llama):
+    made = transformers.AutoModelForCausalLM.from_pretrained(
+        tiny_llama,
+        attn_implementation="hlr_packed",
+        quantization_config=BitsAndBytesConfig(**{width: True}),
+    )
+    _keep_4bit_arithmetic(made)
+    assert check_packed(made, ROWS) < TOLERANCE[torch.bfloat16]
+
+
+def test_nothing_to_check():
+    with pytest.raises(ValueError, match="no row has two tokens"):
+        check_packed(model("Llama"), ROWS[1:2])
+
+
+def test_dropout_is_off_only_inside_and_4bit_layers_are_left_alone():
+    net = nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 2), nn.Dropout(0.5))
+    net[2].eval()
+    net[1].support_avx512bf16_for_cpu = False
+    with without_dropout(net):
+        assert [m.training for m in net] == [False, True, False]
+    assert [m.training for m in net] == [True, True, False]
+    assert net.training
