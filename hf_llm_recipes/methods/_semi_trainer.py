@@ -15,7 +15,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from hf_llm_recipes.methods._teacher import EmaTeacher, default_decay
 log = logging.getLogger("hf_llm_recipes")
 
 STATE = "semi_supervised.pt"
+JUDGED = ("accuracy", "f1", "f1_macro")  # of evaluations, by the guard; spans' F1 for tags
 PIECE = 8  # rows of one teacher forward on a CPU; a GPU takes all at once
 
 
@@ -92,6 +93,9 @@ class SemiSupervisedTrainer(Trainer):
         export: ``"teacher"`` or ``"student"``: whose weights the model holds after ``train()``.
         lower: A ``LowerLayers`` for the fixed views, or None.
         **rest: Of ``Trainer``.
+
+    Raises:
+        ValueError: FSDP or DeepSpeed.
     """
 
     def __init__(
@@ -115,6 +119,11 @@ class SemiSupervisedTrainer(Trainer):
         self.export, self.decay = export, decay
         collate = rest["data_collator"]
         super().__init__(train_dataset=streams, **rest)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "semi-supervised training swaps whole weights and goes backward twice a step; "
+                "allowed: no FSDP and no DeepSpeed"
+            )
         self.prior_C = prior_C.to(self.args.device)
         self.two_collator = TwoStreamCollator(collate)
         self.teacher = EmaTeacher(self.model, decay or 0.0) if teacher_kind == "ema" else None
@@ -206,16 +215,30 @@ class SemiSupervisedTrainer(Trainer):
         if warm:
             guess = self._warm_guess(rows_U)
             item_rows = torch.arange(len(rows_U), device=rows_U.device)
-            self._watch(guess.target_UC)
-        else:
-            given, item_rows = self._given(model, unlabeled)
-            guess = self.algorithm.guess(given)
-            self._watch(torch.softmax(given.weak_UC, -1))
-            if self.algorithm.through_model:
-                self._note(guess, guess.weight_U > 0)
-                forward = StudentForward(model, unlabeled["weak"], self._batch, self.task)
-                return self.algorithm.loss_through(forward, given, guess)
+            labeled = tuple(self._across(part) for part in self._labeled)
+            self._watch(self._across(guess.target_UC), *labeled, guesses=False)
+            return self._view_loss(model, unlabeled, guess, item_rows, warm)
+        given, item_rows = self._given(model, unlabeled)
+        everywhere = self._everywhere(given)
+        guess = self.algorithm.guess(everywhere)
+        everyones = torch.softmax(everywhere.weak_UC, -1)
+        self._watch(everyones, everywhere.labeled_BC, everywhere.labels_B, guesses=True)
+        guess = self._own(guess, len(given.weak_UC))
+        waits = self.guard is not None and self.guard.waiting
+        self._count("unlabeled/waiting", float(waits))
+        if waits:
+            guess.weight_U = torch.zeros_like(guess.weight_U)
+        if self.algorithm.through_model:
+            return self._loss_through(model, unlabeled, given, guess, waits)
         return self._view_loss(model, unlabeled, guess, item_rows, warm)
+
+    def _loss_through(self, model: Any, unlabeled: dict, given: Given, guess: Guess, waits: bool) -> Tensor:
+        """The loss of an algorithm that needs the model."""
+        self._note(guess, guess.weight_U > 0)
+        if waits:
+            return torch.zeros((), device=guess.weight_U.device)
+        forward = StudentForward(model, unlabeled["weak"], self._batch, self.task)
+        return self.algorithm.loss_through(forward, given, guess)
 
     def _view_loss(self, model: Any, unlabeled: dict, guess: Guess, item_rows: Tensor, warm: bool) -> Tensor:
         """The loss on the student's view of the rows that count."""
@@ -244,7 +267,42 @@ class SemiSupervisedTrainer(Trainer):
         if warm:
             losses_K = -(mine.target_UC * torch.log_softmax(strong_KC.float(), -1)).sum(-1)
             return (mine.weight_U * losses_K).sum() / len(kept)
-        return self.algorithm.loss(strong_KC, mine, len(kept))
+        return self.algorithm.loss(strong_KC, mine, self._mean_count(len(kept)))
+
+    def _across(self, values: Tensor) -> Tensor:
+        """The rows of all processes, in the processes' order; each may have another number of them."""
+        if self.accelerator.num_processes == 1:
+            return values
+        counts = self._counts(len(values))
+        padded = values.new_zeros((1, max(counts), *values.shape[1:]))
+        padded[0, : len(values)] = values
+        found = self.accelerator.gather(padded)
+        return torch.cat([part[:count] for part, count in zip(found, counts, strict=True)])
+
+    def _everywhere(self, given: Given) -> Given:
+        """What all processes were given: their algorithms' states stay equal, and that of one process."""
+        if self.accelerator.num_processes == 1:
+            return given
+        names = ("weak_UC", "labeled_BC", "labels_B", "rows_U")
+        return replace(given, **{name: self._across(getattr(given, name)) for name in names})
+
+    def _own(self, guess: Guess, count: int) -> Guess:
+        """This process's part of a guess about the items of all of them."""
+        if self.accelerator.num_processes == 1:
+            return guess
+        first = sum(self._counts(count)[: self.accelerator.process_index])
+        return guess.keep(torch.arange(first, first + count, device=guess.weight_U.device))
+
+    def _counts(self, count: int) -> list[int]:
+        """A number of every process."""
+        return self.accelerator.gather(torch.tensor([count], device=self.accelerator.device)).tolist()
+
+    def _mean_count(self, count: int) -> float:
+        """The mean over the processes: gradients are averaged over them, so that words count alike."""
+        if self.accelerator.num_processes == 1:
+            return count
+        counts = self._counts(count)
+        return sum(counts) / len(counts)
 
     def _warm_guess(self, rows_U: Tensor) -> Guess:
         cpu = rows_U.cpu()
@@ -302,11 +360,11 @@ class SemiSupervisedTrainer(Trainer):
             return contextlib.nullcontext()
         return self.lower.replaced(("unlabeled", rows), batch)
 
-    def _watch(self, probabilities_UC: Tensor) -> None:
+    def _watch(self, teacher_UC: Tensor, labeled_BC: Tensor, labels_B: Tensor, *, guesses: bool) -> None:
         """Logs the class shares of the teacher's guesses and shows them to the guard."""
         if self.guard is None:
             return
-        self.guard.observe(probabilities_UC, *self._labeled)
+        self.guard.observe(teacher_UC, labeled_BC, labels_B, guesses=guesses)
         self._count("unlabeled/histogram_distance", self.guard.distance)
 
     def _note(self, guess: Guess, kept: Tensor) -> None:
@@ -331,27 +389,35 @@ class SemiSupervisedTrainer(Trainer):
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"):
         """Judges the weights that will be exported, and the other's beside them."""
-        if self.teacher is None or not self._training:
+        several = isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict)
+        if several or not self._training:  # of several, each comes back here
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        teacher_first = self.export == "teacher"
+        teacher_first = self.teacher is not None and self.export == "teacher"
         with self.teacher.swapped() if teacher_first else contextlib.nullcontext():
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        other = "student" if teacher_first else "teacher"
-        with contextlib.nullcontext() if teacher_first else self.teacher.swapped():
+        if self.teacher is not None:
+            metrics |= self._evaluate_other(eval_dataset, ignore_keys, metric_key_prefix)
+        self._ask_guard(metrics, metric_key_prefix)
+        return metrics
+
+    def _evaluate_other(self, eval_dataset: Any, ignore_keys: Any, prefix: str) -> dict[str, float]:
+        """The scores of the weights that are not exported, logged."""
+        other = "student" if self.export == "teacher" else "teacher"
+        with contextlib.nullcontext() if other == "student" else self.teacher.swapped():
             found = self.evaluation_loop(
                 self.get_eval_dataloader(eval_dataset),
                 description=f"Evaluation of the {other}",
                 ignore_keys=ignore_keys,
-                metric_key_prefix=f"{metric_key_prefix}_{other}",
+                metric_key_prefix=f"{prefix}_{other}",
             ).metrics
         self.log(found)
-        self._ask_guard(metrics, metric_key_prefix)
-        return {**metrics, **found}
+        return found
 
     def _ask_guard(self, metrics: dict[str, float], prefix: str) -> None:
-        accuracy = metrics.get(f"{prefix}_accuracy")
-        if self.guard is not None and accuracy is not None:
-            self._say(self.guard.evaluated(self.state.global_step, accuracy))
+        known = [name for name in JUDGED if f"{prefix}_{name}" in metrics]
+        if self.guard is not None and known:
+            score = metrics[f"{prefix}_{known[0]}"]
+            self._say(self.guard.evaluated(self.state.global_step, score, known[0]))
 
     def _say(self, sentence: str | None) -> None:
         if sentence is not None:

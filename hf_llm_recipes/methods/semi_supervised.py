@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -24,11 +24,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_llm_recipes.algorithms.pi_model import PiModel
 from hf_llm_recipes.algorithms.uda import UDA
 from hf_llm_recipes.data.augmentation._choose import OneOf, check_kinds, default_views
 from hf_llm_recipes.data.augmentation.base import Pool
 from hf_llm_recipes.errors import DataError
 from hf_llm_recipes.methods import _features, _frozen
+from hf_llm_recipes.methods._cross_fit import Verdict, cross_fit
 from hf_llm_recipes.methods._forward import unwrapped
 from hf_llm_recipes.methods._guard import Guard
 from hf_llm_recipes.methods._joint_trainer import JointTrainer
@@ -68,7 +70,9 @@ class SemiSupervised(Method):
         prior: Class shares of the pool: ``estimated``, ``uniform``, ``labeled`` (those of the labeled
             rows), or one share a class.
         export: Whose weights are judged and saved; ``auto``: the teacher's where it is an average.
-        guard: Whether the unlabeled weight is turned down when it does harm.
+        guard: Whether the unlabeled weight is turned down when it does harm. ``cross_fit``: before that,
+            semi-supervised and supervised training are compared on labeled rows held out in turn, three
+            trainings of each; where the pool does harm, the run trains without it.
         reuse_lower_layers: Whether frozen lower layers are computed once a row (their dropout is then
             off); ``auto``: where half of the layers or more are frozen.
 
@@ -89,7 +93,7 @@ class SemiSupervised(Method):
     warm_start_fraction: float = 0.5
     prior: Literal["estimated", "uniform", "labeled"] | list[float] = "estimated"
     export: Literal["auto", "teacher", "student"] = "auto"
-    guard: bool = True
+    guard: bool | Literal["cross_fit"] = True
     reuse_lower_layers: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
@@ -116,6 +120,18 @@ class SemiSupervised(Method):
     def build(self, parts: Parts) -> SemiSupervisedTrainer:
         """Returns the Trainer; frozen features are computed here where the recipe uses them."""
         self._check_parts(parts)
+        self.frozen, self.verdict = None, None
+        if self.guard != "cross_fit" or self.weight == 0:
+            return self._build(parts)
+        guarded = replace(self, guard=True)
+        self.verdict = cross_fit(parts, lambda some: guarded.build(some))
+        _tell(self.verdict)
+        if not self.verdict.harms:
+            return self._build(parts)
+        labeled_alone = replace(self, guard=False, weight=0.0, teacher="default", export="auto")
+        return labeled_alone._build(replace(parts, algorithm=PiModel()))
+
+    def _build(self, parts: Parts) -> SemiSupervisedTrainer:
         algorithm, task, arguments = parts.algorithm, parts.task, parts.arguments
         kind = self._teacher_kind(algorithm)
         if self.export == "teacher" and kind == "student":
@@ -166,12 +182,15 @@ class SemiSupervised(Method):
     def report(self, trainer: SemiSupervisedTrainer) -> dict[str, Any]:
         """What was exported, what the economy saved, what the guard did."""
         computed = trainer.computed
+        said = {} if self.verdict is None else {"cross_fit": asdict(self.verdict)}
         return {
+            **said,
             "exported": trainer.export,
             "strong_rows_computed": computed["strong_rows"],
             "unlabeled_rows_seen": computed["rows"],
             "prior": [round(float(share), 4) for share in trainer.prior_C],
             "guard": trainer.guard.findings if trainer.guard else None,
+            "guard_steps_waited": trainer.guard.steps_waited if trainer.guard else None,
         }
 
     def baselines(self, trainer: SemiSupervisedTrainer) -> dict[str, np.ndarray]:
@@ -281,6 +300,17 @@ class SemiSupervised(Method):
         fingerprint = "-".join(_features.rows_sha256(some) for some in rows.values())
         folder = Path(parts.arguments.output_dir) / "lower_layers"
         return LowerLayers(parts.model, folder, fingerprint, {k: len(v) for k, v in rows.items()})
+
+
+def _tell(verdict: Verdict) -> None:
+    scores = (
+        f"{verdict.metric} on labeled rows held out in turn: semi-supervised "
+        f"{100 * verdict.semi_supervised:.1f} %, supervised {100 * verdict.supervised:.1f} %"
+    )
+    if verdict.harms:
+        log.warning(f"{scores}: the pool does harm here, so the run trains without it")
+    else:
+        log.info(scores)
 
 
 def _check(

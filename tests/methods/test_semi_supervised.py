@@ -309,6 +309,15 @@ def test_several_labels_are_items_of_two_sides(semi, tmp_path):
     assert len(done.metrics["method"]["prior"]) == 2
 
 
+def test_labeled_rows_held_out_in_turn_decide_about_the_pool(semi):
+    done = run(semi(method={"guard": "cross_fit"}, trainer={"max_steps": 2}))
+    found = done.metrics["method"]["cross_fit"]
+    assert (found["metric"], found["folds"], found["rows"]) == ("accuracy", 3, 12)
+    used = done.metrics["method"]["unlabeled_rows_seen"] > 0
+    assert used == (found["semi_supervised"] >= found["supervised"])
+    assert not list(done.path.rglob("lower_layers"))
+
+
 def bad(semi, match, kind=RecipeError, **sections):
     with pytest.raises(kind, match=match):
         run(semi(**sections))
