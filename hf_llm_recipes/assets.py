@@ -25,9 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_llm_recipes.errors import MissingExtraError, RunError, did_you_mean
+from hf_llm_recipes.rundir import writing
 
 LOCAL = "local/"
 MODEL_FILES = ("config.json", "adapter_config.json")
+CACHE_ADVICE = "free some space, or set HF_LLM_RECIPES_CACHE to a folder that can be written to"
 
 
 @dataclass(frozen=True)
@@ -131,16 +133,32 @@ def resolve_model(name: str, *, revision: str | None = None) -> str:
             model; a revision that would have no effect; a download that failed.
         MissingExtraError: the model needs ``gguf`` to be converted.
     """
+    check_model(name, revision=revision)
     if name.startswith(LOCAL):
-        _refuse_revision(name, revision)
         return str(_local_model(name))
     path = Path(name).expanduser()
-    if path.exists():
+    return str(path) if path.exists() else name
+
+
+def check_model(name: str, *, revision: str | None = None) -> None:
+    """Checks a model's name without fetching anything.
+
+    Raises:
+        RunError: as `resolve_model`, but for the download.
+    """
+    path = Path(name).expanduser()
+    if name.startswith(LOCAL) or path.exists():
         _refuse_revision(name, revision)
+    if name.startswith(LOCAL):
+        if name not in PACKAGED:
+            raise RunError(
+                f"unknown local model `{name}`{did_you_mean(name, PACKAGED)}",
+                allowed=", ".join(sorted(PACKAGED)),
+            )
+    elif path.exists():
         _check_model_folder(path)
-        return str(path)
-    _check_hub_id(name, path)
-    return name
+    else:
+        _check_hub_id(name, path)
 
 
 def _refuse_revision(name: str, revision: str | None) -> None:
@@ -185,11 +203,6 @@ def _check_hub_id(name: str, path: Path) -> None:
 
 
 def _local_model(name: str) -> Path:
-    if name not in PACKAGED:
-        raise RunError(
-            f"unknown local model `{name}`{did_you_mean(name, PACKAGED)}",
-            allowed=", ".join(sorted(PACKAGED)),
-        )
     from filelock import FileLock
 
     packaged = PACKAGED[name]
@@ -198,11 +211,14 @@ def _local_model(name: str) -> Path:
     installed = _installed_folder(packaged)
     if installed is not None and packaged.gguf is None:
         return installed
-    models.mkdir(parents=True, exist_ok=True)
-    with FileLock(models / f".{target.name}.lock"):
-        if not target.is_dir():
-            with written_beside(target) as folder:
-                _fill(folder, name, packaged, installed)
+    if target.is_dir():
+        return target  # a filled cache may be read-only
+    with writing(models, CACHE_ADVICE):
+        models.mkdir(parents=True, exist_ok=True)
+        with FileLock(models / f".{target.name}.lock"):
+            if not target.is_dir():
+                with written_beside(target) as folder:
+                    _fill(folder, name, packaged, installed)
     return target
 
 

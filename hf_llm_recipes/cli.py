@@ -74,6 +74,7 @@ def show(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     if recipe == "augmentation" and overrides:
         _show_augmentation(*overrides)
         return
+    _log_to_terminal()
     import hf_llm_recipes.run as engine
     from hf_llm_recipes.recipe import Recipe, dump_yaml
     from hf_llm_recipes.shipped import find_recipe
@@ -147,11 +148,13 @@ def evaluate(
 
     from hf_llm_recipes import evaluation
     from hf_llm_recipes.judging import evaluate_run
+    from hf_llm_recipes.rundir import writing
 
     metrics = evaluate_run(run_directory, data)
     Console().print(evaluation.format_table(metrics))
     if output is not None:
-        evaluation.write_metrics(output, metrics)
+        with writing(output, "name another file"):
+            evaluation.write_metrics(output, metrics)
         typer.echo(f"metrics: {output}")
 
 

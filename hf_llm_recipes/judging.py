@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from hf_llm_recipes.errors import DataError, RunError
 from hf_llm_recipes.predictor import Predictor
 from hf_llm_recipes.recipe import Recipe
-from hf_llm_recipes.rundir import RunDirectory
+from hf_llm_recipes.rundir import RunDirectory, writing
 
 WRITERS = {".csv": "to_csv", ".jsonl": "to_json", ".parquet": "to_parquet"}
 
@@ -60,11 +60,30 @@ def predict_file(directory: str | Path, source: str | Path, target: str | Path) 
         if column in rows.column_names:
             raise RunError(f"the file has a column `{column}` already", where=str(source), hint="rename it")
         rows = rows.add_column(column, [answer[key] for answer in answers])
-    target.parent.mkdir(parents=True, exist_ok=True)
     side = target.with_name(f".{target.name}.part")
-    getattr(rows, WRITERS[target.suffix])(str(side))
-    os.replace(side, target)
+    try:
+        with writing(target, "name another file"), _quiet():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            getattr(rows, WRITERS[target.suffix])(str(side))
+            os.replace(side, target)
+    finally:
+        with suppress(OSError):
+            side.unlink(missing_ok=True)
     return len(answers)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar for one file."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    before = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not before:
+            enable_progress_bars()
 
 
 @contextmanager

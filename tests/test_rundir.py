@@ -8,7 +8,7 @@ import pytest
 
 from hf_llm_recipes import rundir
 from hf_llm_recipes.errors import RunError
-from hf_llm_recipes.rundir import RunDirectory, check_new, full_disk_told, need_space
+from hf_llm_recipes.rundir import RunDirectory, check_new, full_disk_told, need_space, writing
 
 
 @pytest.fixture
@@ -177,6 +177,18 @@ def test_a_full_disk_is_told(tmp_path):
     ) as caught:
         write()
     assert caught.value.__cause__.errno == errno.ENOSPC
+
+
+def test_what_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("x")
+    target = tmp_path / "file" / "answers.csv"
+    with (
+        pytest.raises(RunError, match=r"answers.csv: cannot be written: Not a directory\n  do: elsewhere$"),
+        writing(target, "elsewhere"),
+    ):
+        target.write_text("x")
+    with pytest.raises(FileNotFoundError), writing(target, "elsewhere"):  # no matter of the place
+        (tmp_path / "nothing").read_text()
 
 
 @pytest.mark.parametrize(

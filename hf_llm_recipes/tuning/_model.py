@@ -8,6 +8,7 @@ Notable:
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -69,12 +70,20 @@ class ModelSource:
             raise ValueError("give either name (weights) or architecture (random weights), not both")
         if self.architecture is not None:
             self._check_architecture()
-            self.path = self.architecture if self.tokenizer is None else assets.resolve_model(self.tokenizer)
+            if self.tokenizer is not None:
+                assets.check_model(self.tokenizer)
             return
         for key in ("preset", "config", "tokenizer"):
             if getattr(self, key) is not None:
                 raise ValueError(f"{key} has an effect only with architecture, not with name")
-        self.path = assets.resolve_model(self.name, revision=self.revision)
+        assets.check_model(self.name, revision=self.revision)
+
+    @functools.cached_property
+    def path(self) -> str:
+        """What ``from_pretrained`` takes; ``local/…`` is fetched when it is first asked for."""
+        if self.name is not None:
+            return assets.resolve_model(self.name, revision=self.revision)
+        return self.architecture if self.tokenizer is None else assets.resolve_model(self.tokenizer)
 
     @property
     def label(self) -> str:

@@ -13,6 +13,7 @@ from hf_llm_recipes.data.corpora.digits import Digits
 from hf_llm_recipes.data.corpora.python_docstrings import LIBRARIES, PythonDocstrings, clean
 from hf_llm_recipes.data.corpora.python_names import MAX_ROWS, TAGS, PythonNames, tagged
 from hf_llm_recipes.data.corpora.python_source import MAX_TOTAL_BYTES, PythonSource
+from hf_llm_recipes.errors import RunError
 from hf_llm_recipes.registry import CORPORA
 
 
@@ -60,6 +61,19 @@ def test_a_corpus_is_made_once_and_again_for_a_new_version(tmp_path, monkeypatch
     monkeypatch.setattr(Counted, "version", 2)
     Counted().build()
     assert Counted.made == 2
+
+
+def test_a_filled_cache_may_be_read_only_and_an_unusable_one_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(Counted, "made", 0)
+    monkeypatch.setenv("HF_LLM_RECIPES_CACHE", str(tmp_path))
+    Counted().build()
+    (tmp_path / "corpora" / ".Counted.lock").unlink(missing_ok=True)
+    Counted().build()
+    assert not (tmp_path / "corpora" / ".Counted.lock").exists()  # nothing was written
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("HF_LLM_RECIPES_CACHE", str(tmp_path / "file"))
+    with pytest.raises(RunError, match=r"corpora: cannot be written: .*\n  do: .* set HF_LLM_RECIPES_CACHE"):
+        Counted().build()
 
 
 def test_a_build_that_fails_leaves_nothing(tmp_path, monkeypatch):

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from hf_llm_recipes.assets import cache_dir, written_beside
+from hf_llm_recipes.assets import CACHE_ADVICE, cache_dir, written_beside
 from hf_llm_recipes.registry import CORPORA
+from hf_llm_recipes.rundir import writing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,12 +70,14 @@ class Corpus(ABC):
         name = type(self).__name__
         key = json.dumps([name, self.version, made_from], sort_keys=True).encode()
         corpora = cache_dir() / "corpora"
-        corpora.mkdir(parents=True, exist_ok=True)
         target = corpora / f"{name}-{hashlib.sha256(key).hexdigest()[:16]}"
-        with FileLock(corpora / f".{name}.lock"):
-            if not target.is_dir():
-                with written_beside(target) as folder:
-                    self._write(folder, made_from)
+        if not target.is_dir():  # a filled cache may be read-only
+            with writing(corpora, CACHE_ADVICE):
+                corpora.mkdir(parents=True, exist_ok=True)
+                with FileLock(corpora / f".{name}.lock"):
+                    if not target.is_dir():
+                        with written_beside(target) as folder:
+                            self._write(folder, made_from)
         facts = json.loads((target / "facts.json").read_text(encoding="utf-8"))
         splits = {s: Dataset.from_file(str(target / f"{s}.arrow")) for s in SPLITS}
         return Built(DatasetDict(splits), facts["sha256"], facts["made_from"])
