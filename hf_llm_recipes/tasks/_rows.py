@@ -56,7 +56,7 @@ def bar_if_long(rows: int) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def input_length(wanted: int | None, tokenizer: Any, model_config: Any) -> int:
+def input_length(wanted: int | None, tokenizer: Any, model_config: Any, *, key: str = "max_length") -> int:
     """Returns how many tokens a row may have: what is wanted, else what tokenizer and model take.
 
     Raises:
@@ -65,7 +65,7 @@ def input_length(wanted: int | None, tokenizer: Any, model_config: Any) -> int:
     most = min(tokenizer.model_max_length, _positions(model_config))
     if wanted is not None and wanted > most:
         raise DataError(
-            f"max_length is {wanted}, but the model takes {most} tokens",
+            f"{key} is {wanted}, but the model takes {most} tokens",
             allowed=f"3 to {most}",
         )
     return wanted or most

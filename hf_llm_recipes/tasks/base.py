@@ -27,6 +27,7 @@ class Prepared:
         unlabeled: Features of the pool, without labels; None where there is no pool.
         findings: Counts that a user should see (rows cut, empty texts), JSON-able.
         notes: The same in sentences.
+        callbacks: Of the Trainer, that the features need: such as one that tells them the epoch.
     """
 
     train: Any
@@ -37,6 +38,7 @@ class Prepared:
     unlabeled: Any = None
     findings: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    callbacks: list[Any] = field(default_factory=list)
 
 
 @dataclass
