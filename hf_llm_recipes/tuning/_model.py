@@ -221,8 +221,9 @@ def load_image_processor(source: ModelSource):
         half = [0.5] * config.num_channels
         size = {"height": config.image_size, "width": config.image_size}
         return ViTImageProcessorPil(size=size, image_mean=half, image_std=half)
+    path = source.path  # outside: a download that fails has a message of its own
     try:
-        return AutoImageProcessor.from_pretrained(source.path, backend="pil", **source.hub_arguments())
+        return AutoImageProcessor.from_pretrained(path, backend="pil", **source.hub_arguments())
     except (OSError, ValueError) as error:
         raise _unloadable(source, error, "image processor") from error
 
@@ -233,8 +234,9 @@ def load_tokenizer(source: ModelSource):
     Raises:
         RunError: there is no tokenizer, or it has no vocabulary, or neither token.
     """
+    path = source.path  # outside: a download that fails has a message of its own
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.path, **source.hub_arguments())
+        tokenizer = AutoTokenizer.from_pretrained(path, **source.hub_arguments())
     except (OSError, ValueError) as error:
         raise _unloadable(source, error, "tokenizer") from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers 5 makes one of nothing
@@ -264,8 +266,9 @@ def load_config(source: ModelSource, updates: dict[str, Any], tokenizer: Any = N
     """
     if source.architecture is not None:
         return source.fresh_config(**_vocabulary(tokenizer), **updates)
+    path = source.path  # outside: a download that fails has a message of its own
     try:
-        return AutoConfig.from_pretrained(source.path, **source.hub_arguments(), **updates)
+        return AutoConfig.from_pretrained(path, **source.hub_arguments(), **updates)
     except (OSError, ValueError) as error:
         raise _unloadable(source, error, "configuration") from error
 

@@ -248,6 +248,19 @@ def test_a_tokenizer_that_is_no_json(bert, tmp_path):
         _model.load_tokenizer(ModelSource(name=str(folder)))
 
 
+@pytest.mark.parametrize("load", [_model.load_tokenizer, _model.load_image_processor])
+def test_a_download_that_fails_keeps_its_own_message(load, monkeypatch):
+    def fail(name, revision=None):
+        raise RunError("could not be fetched", where=name)
+
+    source = ModelSource(name="local/minilm")  # checked, not yet fetched
+    monkeypatch.setattr("hf_llm_recipes.assets.resolve_model", fail)
+    with pytest.raises(RunError, match=r"^local/minilm: could not be fetched$"):
+        load(source)
+    with pytest.raises(RunError, match=r"^local/minilm: could not be fetched$"):
+        _model.load_config(source, {})
+
+
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(UserError) as caught:
         ModelSource(name=str(tmp_path / "nowhere"))
