@@ -69,6 +69,7 @@ TRAINER_REFUSED = {
     "remove_unused_columns": "the task hands over only what the model takes",
     "label_names": "the task decides it",
 }
+STAGE_FIGURES = "stages.json"  # beside the checkpoints: a run that is taken up again runs no stage
 STAGE_KEYS = ("use_cpu", "bf16", "fp16", "disable_tqdm")  # of `trainer:`, that hold for stages too
 RELOAD_TOLERANCE = {"float32": 1e-3, "half": 0.1, "int8": 1e-3}  # on logits
 
@@ -482,8 +483,11 @@ class _Runner:
         A checkpoint of the task's training holds what the stages did.
         """
         figures: list[dict[str, Any]] = []
-        if not self.plan.stages or checkpoint is not None:
+        record = self.directory / rundir.CHECKPOINTS / STAGE_FIGURES
+        if not self.plan.stages:
             return figures
+        if checkpoint is not None:
+            return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else figures
         if self.prepared.unlabeled is None:
             raise RecipeError(
                 "stages train on unlabeled rows, and there are none",
@@ -516,6 +520,8 @@ class _Runner:
                     where=str(self.directory.path),
                     hint=f"to go on: {self.directory.resume_command()}",
                 )
+        record.parent.mkdir(exist_ok=True)
+        record.write_text(json.dumps(figures), encoding="utf-8")
         return figures
 
     def _leave_nothing_empty(self) -> None:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hf_llm_recipes.data import propagation
 from hf_llm_recipes.errors import DataError
+from hf_llm_recipes.methods import _features
 from hf_llm_recipes.methods._features import frozen_features
 from hf_llm_recipes.methods.base import Parts
+from hf_llm_recipes.rundir import full_disk_told
 
 log = logging.getLogger("hf_llm_recipes")
 
 MOST_TEST_ROWS = 2000  # of the baselines: encoding more would cost more than it tells
 BATCH = 32
+KEPT = "frozen.npz"
 CLEARLY = 0.1  # accuracy on a few dozen rows: a smaller gap between probe and propagation is chance
 
 
@@ -62,6 +69,54 @@ def first_test_rows(parts: Parts) -> Any:
 
 def look(parts: Parts) -> Frozen:
     """Returns features of labeled rows and pool, soft labels of the pool and its class shares."""
+    return seen_once(parts, lambda: _look(parts))
+
+
+def seen_once(parts: Parts, make: Callable[[], Frozen]) -> Frozen:
+    """Returns what ``make`` gives, in a run that is taken up again what it gave at first.
+
+    Where a stage has trained the backbone itself, a killed run begins anew with the weights from before
+    it, and would see other features.
+
+    Args:
+        parts: Of the run.
+        make: Computes features and labels.
+    """
+    if hasattr(parts.model, "peft_config") or parts.arguments.save_strategy == "no":
+        return make()
+    path = Path(parts.arguments.output_dir) / KEPT
+    digest = " ".join(_features.rows_sha256(rows) for rows in (parts.train, parts.unlabeled))
+    found = _read(path, digest)
+    if found is None:
+        found = make()
+        if parts.arguments.should_save:
+            _write(path, found, digest)
+    return found
+
+
+def _read(path: Path, digest: str) -> Frozen | None:
+    """What a run saw before it was killed; None where it saw other rows, or nothing."""
+    if not path.is_file():
+        return None
+    with np.load(path) as stored:
+        values = {name: stored[name] for name in stored.files}
+    if str(values.pop("digest")) != digest:
+        return None
+    said = {name: json.loads(str(values.pop(name))) for name in ("source", "held_out")}
+    return Frozen(**values, **said)
+
+
+def _write(path: Path, found: Frozen, digest: str) -> None:
+    values = vars(found) | {name: json.dumps(getattr(found, name)) for name in ("source", "held_out")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    side = path.with_name(f".{path.name}.part")
+    with full_disk_told(path, "free some space"):
+        with side.open("wb") as file:
+            np.savez(file, digest=digest, **values)
+        os.replace(side, path)
+
+
+def _look(parts: Parts) -> Frozen:
     classes = parts.model.config.num_labels
     labeled_ND = _encode(parts, parts.train, "labeled features")
     pool_ND = _encode(parts, parts.unlabeled, "pool features")

@@ -101,7 +101,7 @@ class Propagation(Method):
                 where="data",
                 hint="name them in `data.unlabeled`, or keep few labels with `data.labels_per_class`",
             )
-        frozen = self._spread(parts)
+        frozen = _frozen.seen_once(parts, lambda: self._spread(parts))
         self._held_out = frozen.held_out
         self._baselines = frozen.baselines()  # now: full tuning changes the features
         self._inner.target_NC = torch.from_numpy(frozen.target_NC).float()

@@ -1,3 +1,4 @@
+import copy
 import json
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hf_llm_recipes.algorithms.base import Given
 from hf_llm_recipes.errors import DataError, InterruptedRunError, RecipeError
 from hf_llm_recipes.methods import _semi_trainer
 from hf_llm_recipes.methods._semi_trainer import Schedule, SemiSupervisedTrainer
@@ -112,16 +114,21 @@ CASES = {
     "flexmatch": {"algorithm": {"name": "flexmatch", "threshold": 0.4}},
     "mixtext": {"algorithm": {"name": "mixtext"}},
     "jointmatch": {"algorithm": {"name": "jointmatch", "threshold": 0.4}},
-    "softmatch with workers": {
+    "softmatch with a worker that lasts, over accumulated batches": {
         "algorithm": {"name": "softmatch"},
-        "trainer": {"dataloader_num_workers": 2, "per_device_train_batch_size": 16},
+        "trainer": {
+            "dataloader_num_workers": 1,
+            "dataloader_persistent_workers": True,
+            "gradient_accumulation_steps": 2,
+        },
     },
+    "a stage before full fine-tuning": {"stages": [{"name": "contrastive", "max_steps": 2, "batch_size": 8}]},
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_killed_run_goes_on_to_the_same_bits(semi, case, tmp_path, monkeypatch):
-    sections = {key: dict(value) for key, value in CASES[case].items()}
+    sections = copy.deepcopy(CASES[case])
     sections["trainer"] = {
         "max_steps": 8,
         "save_steps": 5,
@@ -144,6 +151,11 @@ def test_a_killed_run_goes_on_to_the_same_bits(semi, case, tmp_path, monkeypatch
     assert same(weights(whole.path / "model"), weights(done.path / "model"))
     assert done.metrics["test"]["accuracy"] == whole.metrics["test"]["accuracy"]
     assert done.metrics["method"] == whole.metrics["method"]
+    assert done.metrics.get("baselines") == whole.metrics.get("baselines")
+    for figures in (*done.metrics.get("stages", []), *whole.metrics.get("stages", [])):
+        figures.pop("seconds")
+    assert done.metrics.get("stages") == whole.metrics.get("stages")
+    assert ("stages" in done.metrics) == ("stages" in sections)
 
 
 def logged_losses(done):
@@ -286,7 +298,7 @@ def test_the_baseline_stands_beside_it(semi):
     assert recipe.section("data")["labels_per_class"] == 4
 
 
-def test_several_labels_are_items_of_two_sides(semi, tmp_path):
+def test_several_labels_are_items_of_two_sides(semi, tmp_path, trainers):
     import csv
 
     from conftest import sentences
@@ -305,8 +317,16 @@ def test_several_labels_are_items_of_two_sides(semi, tmp_path):
     )
     values.values["data"] = {"name": str(path), "train": "train[:60]", "unlabeled": "train[60:200]"}
     values.values["data"] |= {"test": "train[200:]", "pool_overlap": "drop", "eval_fraction": 0}
+    values.values["method"]["guard"] = False  # so new a model says no everywhere, and would be waited for
     done = run(values)
     assert len(done.metrics["method"]["prior"]) == 2
+    assert trainers[0].computed["strong_rows"] > 0
+    # of two rows and two classes: yes and no are both sure, and what is not sure counts nothing
+    logits = torch.tensor([[3.0, -3.0], [0.3, -0.2]])
+    items, rows = trainers[0].task.items(logits, {})
+    guess = trainers[0].algorithm.guess(Given(items, items[:0], rows[:0], rows, trainers[0].prior_C))
+    assert guess.weight_U.tolist() == [1.0, 1.0, 0.0, 0.0]  # sigmoid(.3) = .57 < .6
+    assert guess.target_UC[:2].tolist() == [[0.0, 1.0], [1.0, 0.0]]
 
 
 def test_labeled_rows_held_out_in_turn_decide_about_the_pool(semi):
@@ -328,6 +348,14 @@ def test_a_pool_is_needed(semi):
     values.values["data"].pop("labels_per_class")
     with pytest.raises(DataError, match="there are no unlabeled rows"):
         run(values)
+
+
+def test_a_class_without_a_label_cannot_be_guessed_from_features(semi):
+    labels = {"labels": ["sport", "food", "music", "science"]}
+    bad(semi, "no labeled row of class 'science': nothing can be guessed of it", DataError, task=labels)
+    done = run(semi(task=labels, method={"warm_start": "none"}))
+    notes = json.loads((done.path / "environment.json").read_text())["notes"]
+    assert any("no row of class science: no row of the pool can be taken for one" in note for note in notes)
 
 
 def test_a_pool_smaller_than_a_batch_is_refused(semi):
