@@ -320,6 +320,15 @@ def _show_beside(console, metrics: dict) -> None:
         )
     for said in method.get("guard") or []:
         console.print(f"guard: {said}", highlight=False)
+    if "cross_fit" in method:
+        found = method["cross_fit"]
+        semi, supervised = found["semi_supervised"], found["supervised"]
+        used = "the run trained without the pool" if semi < supervised else "the run used the pool"
+        console.print(
+            f"guard: {found['metric']} on labeled rows held out in turn, semi-supervised {semi:.4f}, "
+            f"supervised {supervised:.4f}: {used}",
+            highlight=False,
+        )
 
 
 def _print_answers(texts: list[str], answers: list[dict]) -> None:

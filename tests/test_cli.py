@@ -490,3 +490,17 @@ def test_what_cannot_be_converted_is_named_and_leaves_nothing(call, tmp_path):
     assert done.code == 1
     assert "model_type='mamba' cannot be converted; allowed: bert" in done.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("semi", "used"), [(0.4, "trained without the pool"), (0.5, "used the pool")])
+def test_what_the_guard_said_is_printed(semi, used, capsys):
+    from rich.console import Console
+
+    from hf_llm_recipes.cli import _show_beside
+
+    found = {"metric": "f1", "semi_supervised": semi, "supervised": 0.5, "folds": 3, "rows": 12}
+    method = {"guard": ["step 20: the unlabeled loss does harm"], "cross_fit": found}
+    _show_beside(Console(width=200), {"method": method})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "guard: step 20: the unlabeled loss does harm"
+    assert lines[1].endswith(f"semi-supervised {semi:.4f}, supervised 0.5000: the run {used}")
