@@ -39,6 +39,7 @@ from hf_llm_recipes.registry import (
     TASKS,
     TUNINGS,
     Registry,
+    registered_name,
 )
 from hf_llm_recipes.rundir import RunDirectory
 
@@ -143,6 +144,7 @@ def plan(recipe: Recipe) -> Plan:
     task_class = recipe.named(TASKS, "task")
     tuning_class = recipe.named(TUNINGS, "tuning", default="full")
     method_class = recipe.named(METHODS, "method", default="supervised")
+    _check_pairing(recipe, task_class, method_class)
     model = recipe.build("model", cls=ModelSource)
     source = recipe.build("data", cls=Source)
     task = recipe.build("task", cls=task_class, named=True)
@@ -428,6 +430,7 @@ class _Runner:
                 where=str(self.directory.path),
                 hint=f"to go on: {self.directory.resume_command()}",
             )
+        self.plan.method.finish(self.trainer)
 
     def _judge_before(self) -> dict[str, Any] | None:
         """What the model is worth untrained, for tasks that judge the model; None of random weights."""
@@ -443,7 +446,7 @@ class _Runner:
         from hf_llm_recipes.methods.base import Parts
 
         arguments = self.plan.method.arguments_class()(
-            **{**_device_defaults(), **self.precision.trainer, **self.plan.trainer},
+            **{**_device_defaults(), "bf16": False, **self.precision.trainer, **self.plan.trainer},
             output_dir=str(self.directory / rundir.CHECKPOINTS),
             seed=self.plan.seed,
             # their collators take what they need, such as the lengths of packed documents
@@ -464,6 +467,7 @@ class _Runner:
                 callbacks=callbacks,
                 task=self.plan.task,
                 test=self.prepared.test,
+                train_rows=self.loaded.train,
                 unlabeled=self.prepared.unlabeled,
                 unlabeled_rows=self.loaded.unlabeled,
                 encode=self.encode,
@@ -789,9 +793,10 @@ def _trainer(recipe: Recipe, method_class: type) -> dict[str, Any]:
     arguments = method_class.arguments_class()
     given = recipe.arguments("trainer", cls=arguments, refused=TRAINER_REFUSED)
     check_bounds(recipe, given)
-    resolved = {**TRAINER_DEFAULTS, **given}
+    resolved = {**TRAINER_DEFAULTS, **method_class.argument_defaults(), **given}
     recipe.located(
-        lambda: arguments(**{**_device_defaults(), **resolved}, output_dir="checkpoints"), "trainer"
+        lambda: arguments(**{**_device_defaults(), "bf16": False, **resolved}, output_dir="checkpoints"),
+        "trainer",
     )
     return resolved
 
@@ -820,6 +825,23 @@ def _algorithm(recipe: Recipe, method_class: type) -> Any:
                 hint=f"take it out, or `{key}=null` on the command line",
             )
     return None
+
+
+def _check_pairing(recipe: Recipe, task_class: type, method_class: type) -> None:
+    """Refuses a method that cannot train the task, and the other way round."""
+    task, method = registered_name(task_class), registered_name(method_class)
+    if task_class.methods is not None and method not in task_class.methods:
+        raise RecipeError(
+            f"method {method} cannot train the task {task}",
+            where=recipe.where("method"),
+            allowed=", ".join(task_class.methods),
+        )
+    if method_class.tasks is not None and task not in method_class.tasks:
+        raise RecipeError(
+            f"method {method} cannot train the task {task}",
+            where=recipe.where("task"),
+            allowed=", ".join(f"task: {name}" for name in method_class.tasks),
+        )
 
 
 def _check_pool_is_used(recipe: Recipe, source: Any, method_class: type) -> None:

@@ -29,6 +29,7 @@ class Parts:
         callbacks: Added to the Trainer's own.
         task: The task that made the features.
         test: Features of the test split, for baselines that no training touches.
+        train_rows: The training rows as they were read; a feature's ``row`` is a place among them.
         unlabeled: Features of the pool, or None.
         unlabeled_rows: The pool's rows as they were read, in the same order.
         encode: Rows like the pool's -> features like the pool's.
@@ -48,6 +49,7 @@ class Parts:
     callbacks: list[TrainerCallback] = field(default_factory=list)
     task: Any = None
     test: Any = None
+    train_rows: Any = None
     unlabeled: Any = None
     unlabeled_rows: Any = None
     encode: Any = None
@@ -61,6 +63,7 @@ class Method(ABC):
 
     takes_unlabeled: ClassVar[bool] = False  # whether it learns from `data.unlabeled`
     takes_algorithm: ClassVar[bool] = False  # whether it reads `algorithm:` and `augmentation:`
+    tasks: ClassVar[tuple[str, ...] | None] = None  # that it can train; None: every one with features
     comparable: ClassVar[bool] = False  # whether `supervised` on the same labels is a baseline to it
 
     @classmethod
@@ -68,9 +71,18 @@ class Method(ABC):
     def arguments_class(cls) -> type:
         """The class whose arguments the recipe's ``trainer:`` section is."""
 
+    @classmethod
+    def argument_defaults(cls) -> dict[str, Any]:
+        """Values of ``trainer:`` where the class's own would surprise."""
+        return {}
+
     @abstractmethod
     def build(self, parts: Parts) -> Trainer:
         """Returns a Trainer that is ready for ``train()``."""
+
+    def finish(self, trainer: Trainer) -> None:
+        """Makes the trained model what is saved, right after ``train()``."""
+        return
 
     def variants(self, trainer: Trainer) -> dict[str, AbstractContextManager]:
         """Other weights than the exported ones that are judged too: name -> a context that puts them in."""

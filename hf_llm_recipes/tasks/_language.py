@@ -138,6 +138,18 @@ def continuations(model: Any, texts: list[str], tokenizer: Any, generation: dict
         DataError: a text without a token, and no token to begin with.
     """
     prompts = [_prompt(text, place, tokenizer) for place, text in enumerate(texts)]
+    return written(model, prompts, tokenizer, generation)
+
+
+def written(model: Any, prompts: list[list[int]], tokenizer: Any, generation: dict[str, Any]) -> list[str]:
+    """Returns what the model writes behind the token ids of each prompt.
+
+    Args:
+        model: In ``eval()``; causal.
+        prompts: Each of at least one token.
+        tokenizer: Of the model.
+        generation: Of ``GenerationConfig``.
+    """
     made: list[str] = []
     for at in range(0, len(prompts), PROMPTS_AT_ONCE):
         few = prompts[at : at + PROMPTS_AT_ONCE]
@@ -147,8 +159,8 @@ def continuations(model: Any, texts: list[str], tokenizer: Any, generation: dict
             ids_BT = model.generate(
                 **given, use_cache=True, pad_token_id=tokenizer.pad_token_id, **generation
             )
-        written = ids_BT[:, given["input_ids"].shape[1] :]
-        made += tokenizer.batch_decode(written, skip_special_tokens=True)
+        new_BT = ids_BT[:, given["input_ids"].shape[1] :]
+        made += tokenizer.batch_decode(new_BT, skip_special_tokens=True)
     return made
 
 

@@ -1,0 +1,41 @@
+"""What tasks share that judge a causal model itself, rows of text in and text out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hf_llm_recipes.tasks.base import Task
+
+
+class LanguageTask(Task):
+    """A task for a causal language model; a subclass writes ``prepare``, ``judge_model`` and ``answer``."""
+
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    peft_task_type: ClassVar[str] = "CAUSAL_LM"
+    pipeline_tag: ClassVar[str] = "text-generation"
+    problem: ClassVar[str] = "language"
+    vocabulary_labels: ClassVar[bool] = True
+    shifted_labels: ClassVar[bool] = True
+    judges_model: ClassVar[bool] = True
+
+    @property
+    def stratify_by(self) -> str | None:
+        """Nothing: texts have no shares to keep."""
+        return None
+
+    def quick_metrics(self, prediction: Any) -> dict[str, float]:
+        """None but the loss, which the Trainer has."""
+        return {}
+
+    def judge(self, logits: Any, labels: Any, model_config: Any) -> dict[str, Any]:
+        """Not from logits: see ``judge_model``."""
+        raise TypeError(f"{type(self).__name__} judges the model itself")
+
+    def decode(self, logits: Any, model_config: Any) -> list[dict[str, Any]]:
+        """Not from logits: see ``answer``."""
+        raise TypeError(f"{type(self).__name__} answers by the model itself")
+
+    def write_predictions(self, path: Path, rows: Any, logits: Any, labels: Any, model_config: Any) -> None:
+        """Not from logits: see ``judge_model``."""
+        raise TypeError(f"{type(self).__name__} judges the model itself")

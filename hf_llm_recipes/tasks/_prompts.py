@@ -1,0 +1,107 @@
+"""Prompts and answers as columns hold them -> messages, text and token ids.
+
+A prompt is a text, or a list of messages ``{"role", "content"}``. Where the tokenizer has a chat template,
+a text becomes one message of the user; where it has none, messages are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hf_llm_recipes.errors import DataError
+
+
+def as_prompt(value: Any, tokenizer: Any, where: str, system: str | None = None) -> str | list[dict]:
+    """Returns messages where the tokenizer has a chat template, else text.
+
+    Args:
+        value: A text or messages.
+        tokenizer: Of the model.
+        where: Of the row, for messages.
+        system: Put before the others, where there is no such message.
+
+    Raises:
+        DataError: neither, an empty one, one that ends with an answer, or messages without a template.
+    """
+    if isinstance(value, str):
+        if not value.strip():
+            raise DataError("the prompt is empty", where=where)
+        if tokenizer.chat_template is None:
+            return value if system is None else f"{system}\n{value}"
+        value = [{"role": "user", "content": value}]
+    messages = _checked(value, where)
+    if tokenizer.chat_template is None:
+        raise DataError(
+            "the prompt is a list of messages, and the tokenizer has no chat template",
+            where=where,
+            hint="take a chat model, or give prompts as text",
+        )
+    if messages[-1]["role"] == "assistant":
+        raise DataError("the prompt ends with the assistant's turn", where=where, allowed="user or tool last")
+    if system is not None and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": system}, *messages]
+    return messages
+
+
+def as_answer(value: Any, prompt: str | list[dict], where: str) -> str | list[dict]:
+    """Returns an answer in the form of its prompt: text, or one message of the assistant.
+
+    Raises:
+        DataError: it is empty or no such thing.
+    """
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+        value = value[0].get("content")
+    elif isinstance(value, dict):
+        value = value.get("content")
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"the answer is {value!r}", where=where, allowed="a text, or one message")
+    return value if isinstance(prompt, str) else [{"role": "assistant", "content": value}]
+
+
+def prompt_ids(prompt: str | list[dict], tokenizer: Any) -> list[int]:
+    """Returns the ids that an answer follows; the template's own special tokens only."""
+    if isinstance(prompt, str):
+        ids = tokenizer(prompt)["input_ids"]
+        ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
+        while len(ids) > 1 and ids[-1] in ends:  # a tokenizer that ends texts itself
+            ids = ids[:-1]
+        return ids
+    text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def answer_ids(prompt: str | list[dict], answer: str | list[dict], tokenizer: Any, where: str) -> list[int]:
+    """Returns the ids of an answer behind its prompt, its end token included.
+
+    Raises:
+        DataError: the template does not write the conversation so that it goes on from the prompt.
+    """
+    if isinstance(prompt, str):
+        ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        return ids if tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]
+    before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template([*prompt, *answer], tokenize=False)
+    if not whole.startswith(before):
+        raise DataError(
+            "the chat template writes the prompt differently once there is an answer",
+            where=where,
+            hint="its answers cannot be told from its prompts: give another template, or prompts as text",
+        )
+    ids = tokenizer(whole[len(before) :], add_special_tokens=False)["input_ids"]
+    eos = tokenizer.eos_token_id
+    if eos is not None and eos in ids:  # what a template writes behind the end is not the answer's
+        ids = ids[: len(ids) - ids[::-1].index(eos)]
+    return ids
+
+
+def _checked(value: Any, where: str) -> list[dict]:
+    fits = isinstance(value, list) and all(
+        isinstance(one, dict) and isinstance(one.get("role"), str) and isinstance(one.get("content"), str)
+        for one in value
+    )
+    if not fits or not value:
+        shown = str(value)[:60]
+        raise DataError(
+            f"the prompt is {shown!r}", where=where, allowed="a text, or messages with role and content"
+        )
+    return [{"role": one["role"], "content": one["content"]} for one in value]
