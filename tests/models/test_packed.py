@@ -221,3 +221,20 @@ def test_what_it_cannot_do_is_refused():
     model = HlrEncoderDecoderForConditionalGeneration._from_config(config, attn_implementation="hlr_packed")
     with pytest.raises(ValueError, match="has no cross-attention, but the model of Attention has; use sdpa"):
         model(torch.arange(3, 9)[None], labels=torch.arange(3, 9)[None])
+
+
+def test_a_packed_row_may_be_longer_than_the_table_of_positions():
+    from hf_llm_recipes.models.encoder import HlrEncoderConfig, HlrEncoderForMaskedLM
+
+    torch.manual_seed(0)
+    config = HlrEncoderConfig.checked(**HlrEncoderConfig.PRESETS["tiny"])
+    config.max_position_embeddings, config._attn_implementation = 8, "hlr_packed"
+    model = HlrEncoderForMaskedLM(config).eval()
+    ids = torch.arange(10, 22)[None]
+    positions = torch.cat([torch.arange(6), torch.arange(6)])[None]
+    with torch.no_grad():
+        packed = model(input_ids=ids, position_ids=positions).logits[0]
+        alone = torch.cat([model(input_ids=ids[:, at : at + 6]).logits[0] for at in (0, 6)])
+    torch.testing.assert_close(packed, alone, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="12 tokens, but the model has 8 positions"):
+        model(input_ids=ids)
