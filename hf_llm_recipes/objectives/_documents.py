@@ -133,6 +133,13 @@ def end_token(tokenizer: Any) -> int | None:
     return None if eos is None or (ids and ids[-1] == eos) else eos
 
 
+def frame_of(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Returns the special tokens that a tokenizer puts before and behind a text."""
+    bare, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
+    at = next(i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare)
+    return whole[:at], whole[at + len(bare) :]
+
+
 def checked_block_size(wanted: int | None, tokenizer: Any, model_config: Any, *, default: int = 512) -> int:
     """Returns the tokens of a block: what is wanted, else ``default`` or what the model can.
 
@@ -145,7 +152,7 @@ def checked_block_size(wanted: int | None, tokenizer: Any, model_config: Any, *,
 
 
 def make_blocks(
-    tokens: list[list[int]],
+    tokens: dict[int, list[int]],
     packing: str,
     block_size: int,
     *,
@@ -155,8 +162,10 @@ def make_blocks(
 ) -> tuple[Dataset, dict[str, Any], list[str]]:
     """Returns blocks as rows of ``input_ids`` and ``seq_lengths``, counts, and sentences.
 
+    With ``none``, rows also name their ``document``.
+
     Args:
-        tokens: Of each document.
+        tokens: Number of a document -> its tokens.
         packing: ``best_fit``, ``concat``, or ``none`` (a row is one document, or a piece of a long one).
         block_size: Tokens of a row at most.
         end: Token behind each document, or None.
@@ -169,22 +178,27 @@ def make_blocks(
     if packing == "none":
         return _pieces(tokens, block_size, end, frame)
     if packing == "concat":
-        blocks: Blocks = concat(tokens, block_size, end_token=end, tail="keep" if keep_tail else "drop")
+        blocks: Blocks = concat(
+            tokens.values(), block_size, end_token=end, tail="keep" if keep_tail else "drop"
+        )
     else:
-        blocks = best_fit(tokens, block_size, end_token=end, frame=frame)
+        blocks = best_fit(tokens.values(), block_size, end_token=end, frame=frame)
     return blocks.dataset().remove_columns("documents"), blocks.report, blocks.notes
 
 
 def _pieces(
-    tokens: list[list[int]], block_size: int, end: int | None, frame: tuple[list[int], list[int]]
+    tokens: dict[int, list[int]], block_size: int, end: int | None, frame: tuple[list[int], list[int]]
 ) -> tuple[Dataset, dict[str, Any], list[str]]:
     room = block_size - len(frame[0]) - len(frame[1])
-    rows, cut = [], 0
-    for ids in tokens:
+    rows, numbers, cut = [], [], 0
+    for document, ids in tokens.items():
         whole = [*ids, *([] if end is None else [end])]
-        rows += [[*frame[0], *whole[at : at + room], *frame[1]] for at in range(0, len(whole), room)]
-        cut += len(whole) > room
-    made = Dataset.from_dict({"input_ids": rows, "seq_lengths": [[len(row)] for row in rows]})
+        pieces = [[*frame[0], *whole[at : at + room], *frame[1]] for at in range(0, len(whole), room)]
+        rows += pieces
+        numbers += [document] * len(pieces)
+        cut += len(pieces) > 1
+    lengths = [[len(row)] for row in rows]
+    made = Dataset.from_dict({"input_ids": rows, "seq_lengths": lengths, "document": numbers})
     notes = [f"{cut:,} of {len(tokens):,} documents are cut into several pieces"] if cut else []
     report = {"documents": len(tokens), "cut_documents": cut, "pieces": len(rows), "blocks": len(rows)}
     return made, {**report, "tokens_in_blocks": _total(rows)}, notes

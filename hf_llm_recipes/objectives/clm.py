@@ -94,7 +94,7 @@ class Clm(Objective):
                 made[split] = self._windows(documents, tokenizer, size)
             else:
                 made[split], report, more = _documents.make_blocks(
-                    list(documents.tokens.values()), self.packing, size, end=end, keep_tail=split == "eval"
+                    documents.tokens, self.packing, size, end=end, keep_tail=split == "eval"
                 )
                 findings[split] = {**findings[split], **report}
                 said = [*said, *(f"{where}: {one}" for one in more)]

@@ -9,20 +9,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
+from transformers import AutoModelForMaskedLM
 
 from hf_llm_recipes.errors import RunError
 from hf_llm_recipes.registry import STAGES
 from hf_llm_recipes.stages._training import StageModule, accepted_inputs, backbone_of, left_as_found, train
 from hf_llm_recipes.stages.base import Stage, StageParts
+from hf_llm_recipes.tasks._masking import IGNORED, TokenMasker, generator_of
 
 RATE = 1e-4  # Gururangan et al. 2020, appendix
 ADAPTER_RATE = 1e-3
-IGNORED = -100
 
 
 @STAGES.register
@@ -132,7 +131,7 @@ class MaskingCollator:
         accepted: frozenset[str],
     ) -> None:
         self.collate, self.seed, self.accepted = collate, seed, accepted
-        self.masker = DataCollatorForLanguageModeling(tokenizer, mlm_probability=mask_prob)
+        self.masker = TokenMasker(tokenizer, mask_prob)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Returns the batch."""
@@ -141,17 +140,11 @@ class MaskingCollator:
         labels_BT = torch.full_like(ids_BT, IGNORED)
         attended_BT = batch.get("attention_mask", torch.ones_like(ids_BT)).bool()
         for i, row in enumerate(rows):
-            self.masker.generator = _generator(self.seed, row["draw"])
             where = attended_BT[i]
-            ids, labels = self.masker.torch_mask_tokens(ids_BT[i, where][None])
-            ids_BT[i, where], labels_BT[i, where] = ids[0], labels[0]
+            ids, labels = self.masker(ids_BT[i, where], generator_of(self.seed, row["draw"]))
+            ids_BT[i, where], labels_BT[i, where] = ids, labels
         kept = {key: value for key, value in batch.items() if key in self.accepted}
         return {**kept, "input_ids": ids_BT, "labels": labels_BT, "masked": labels_BT != IGNORED}
-
-
-def _generator(seed: int, draw: int) -> torch.Generator:
-    state = np.random.SeedSequence([seed, draw]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 def masked_loss(logits_KV: Tensor, labels_BT: Tensor, num_items_in_batch: Tensor) -> Tensor:
