@@ -39,7 +39,15 @@ from .base import (
     check_token_ids,
     classification_loss,
 )
-from .layers import Attention, Block, Stack, additive_positions, build_norm, count_positions
+from .layers import (
+    Attention,
+    Block,
+    Stack,
+    additive_positions,
+    build_norm,
+    count_positions,
+    keep_packed_apart,
+)
 
 
 class HlrDecoderConfig(HlrConfig):
@@ -164,6 +172,9 @@ class HlrDecoderModel(HlrDecoderPreTrainedModel):
         check_token_ids(input_ids, inputs_embeds, self.config.vocab_size)
         x_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         # A fresh cache is kept from the mask: with one in sight transformers overlooks packed sequences.
+        apart = {}
+        if past_key_values is None and attention_mask is not None:  # without a mask transformers does it
+            apart = keep_packed_apart(self.config, x_BTD, attention_mask, position_ids)
         window = self.config.sliding_window
         mask = (create_causal_mask if window is None else create_sliding_window_causal_mask)(
             config=self.config,
@@ -171,6 +182,7 @@ class HlrDecoderModel(HlrDecoderPreTrainedModel):
             attention_mask=attention_mask,
             past_key_values=past_key_values,
             position_ids=position_ids,
+            **apart,
         )
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         if torch.is_tensor(past_length):  # a static cache counts in place

@@ -57,7 +57,7 @@ from .layers import (
     additive_positions,
     build_norm,
     count_positions,
-    same_sequence_mask,
+    keep_packed_apart,
 )
 
 
@@ -188,7 +188,12 @@ class HlrEncoderModel(HlrEncoderPreTrainedModel):
         """
         check_token_ids(input_ids, inputs_embeds, self.config.vocab_size)
         x_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        mask = self._mask(x_BTD, attention_mask, position_ids)
+        mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=x_BTD,
+            attention_mask=attention_mask,
+            **keep_packed_apart(self.config, x_BTD, attention_mask, position_ids),
+        )
         if position_ids is None:
             position_ids = count_positions(self.config, attention_mask, x_BTD)
         x_BTD = self.embeddings(x_BTD, position_ids, token_type_ids)
@@ -203,14 +208,6 @@ class HlrEncoderModel(HlrEncoderPreTrainedModel):
             return x_BTD[:, 0]
         first_B = attention_mask[:, -x_BTD.shape[1] :].long().argmax(1)
         return x_BTD[torch.arange(x_BTD.shape[0], device=x_BTD.device), first_B]
-
-    def _mask(self, x_BTD, attention_mask, position_ids):
-        implementation = self.config._attn_implementation
-        if position_ids is not None and attention_mask is None and implementation in ("eager", "sdpa"):
-            return same_sequence_mask(position_ids, x_BTD, as_bool=implementation == "sdpa")
-        return create_bidirectional_mask(
-            config=self.config, inputs_embeds=x_BTD, attention_mask=attention_mask
-        )
 
 
 class MaskedTokenHead(nn.Module):

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from transformers import EncoderDecoderCache
 from transformers.activations import ACT2FN
+from transformers.masking_utils import packed_sequence_mask_function
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -498,18 +499,37 @@ def additive_positions(config) -> nn.Module | None:
     return kinds[config.position](config) if config.position in kinds else None
 
 
-def same_sequence_mask(position_ids: torch.Tensor, like_BTD: torch.Tensor, as_bool: bool) -> torch.Tensor:
-    """Returns the (B, 1, T, T) mask that keeps packed sequences apart, for attention without a packed form.
+def keep_packed_apart(
+    config, x_BTD: torch.Tensor, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None
+) -> dict:
+    """Returns what transformers' mask functions need to keep packed sequences apart: nothing where none are.
 
     Args:
-        position_ids: (B or 1, T); a sequence begins where they do not rise.
-        like_BTD: Gives the batch size and the dtype.
-        as_bool: True where a query may look; else 0 there and very negative elsewhere.
+        config: Names the attention implementation; ``hlr_packed`` reads the positions itself.
+        x_BTD: Embedded tokens.
+        attention_mask: (B, T), 0 on padding, or ``None``.
+        position_ids: (B or 1, T) as the user gave them; a sequence begins where they do not rise.
     """
-    begins = torch.zeros_like(position_ids)
-    begins[:, 1:] = (position_ids[:, 1:] <= position_ids[:, :-1]).long()
-    sequence = begins.cumsum(1).expand(like_BTD.shape[0], -1)
-    same = sequence[:, None, :, None] == sequence[:, None, None, :]
-    if as_bool:
-        return same
-    return torch.zeros_like(same, dtype=like_BTD.dtype).masked_fill(~same, torch.finfo(like_BTD.dtype).min)
+    length = x_BTD.shape[1]
+    fits = attention_mask is None or (attention_mask.ndim == 2 and attention_mask.shape[1] == length)
+    if position_ids is None or not fits or config._attn_implementation == PACKED:
+        return {}
+    numbers_BT = sequence_numbers(position_ids.expand(x_BTD.shape[0], -1), attention_mask)
+    if not torch.compiler.is_compiling() and not numbers_BT.any():
+        return {}  # without a mask the kernels are faster
+    return {"and_mask_function": packed_sequence_mask_function(numbers_BT)}
+
+
+def sequence_numbers(position_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Returns which sequence of its row each token belongs to (B, T), padding left out of the count.
+
+    >>> sequence_numbers(torch.tensor([[0, 1, 0, 1, 2, 0]])).tolist()
+    [[0, 0, 1, 1, 1, 2]]
+    """
+    steps_BT = torch.arange(position_ids.shape[1], device=position_ids.device).expand_as(position_ids)
+    kept_BT = torch.ones_like(position_ids, dtype=torch.bool) if attention_mask is None else attention_mask != 0
+    # The attended token before each: with holes in the mask it is not always the neighbour.
+    latest_BT = torch.where(kept_BT, steps_BT, -1).cummax(1).values
+    before_BT = nn.functional.pad(latest_BT[:, :-1], (1, 0), value=-1)
+    falls_BT = position_ids <= position_ids.gather(1, before_BT.clamp(min=0))
+    return (kept_BT & (before_BT >= 0) & falls_BT).long().cumsum(1)

@@ -24,6 +24,7 @@ from transformers import (
     pipeline,
 )
 from transformers.models.auto import modeling_auto
+from transformers.utils import is_flash_attn_2_available
 
 import hf_llm_recipes.models as package
 from hf_llm_recipes.models.base import HlrConfig, HlrPreTrainedModel
@@ -268,7 +269,7 @@ def test_generation_is_the_same_cached_uncached_static_and_padded(head, position
 
 
 @heads("EncoderForMaskedLM", "EncoderForTokenClassification", "DecoderForCausalLM", "DecoderForTokenClass")
-@pytest.mark.parametrize("position", ["rotary", "learned", "alibi", "relative"])
+@pytest.mark.parametrize("position", ["rotary", "learned", "alibi", "relative", "sinusoidal"])
 def test_packed_sequences_equal_separate_ones(head, position):
     lengths = [4, 1, 6, 3]
     ids = torch.randint(5, 99, (1, sum(lengths)), generator=torch.Generator().manual_seed(3))
@@ -277,9 +278,65 @@ def test_packed_sequences_equal_separate_ones(head, position):
     separate = torch.cat([model(piece).logits for piece in ids.split(lengths, 1)], 1)
     for attn in ("eager", "sdpa", "hlr_packed"):
         model.set_attn_implementation(attn)
-        close(model(ids, position_ids=restart).logits[:, 4:], separate[:, 4:])
+        close(model(ids, position_ids=restart).logits, separate)
+        mask = torch.ones_like(ids)
+        close(model(ids, position_ids=restart, attention_mask=mask).logits, separate)
+        padded, mask = nn.functional.pad(ids, (2, 1)), nn.functional.pad(mask, (2, 1))
+        places = nn.functional.pad(restart, (2, 1), value=1)
+        output = model(padded, position_ids=places, attention_mask=mask).logits
+        close(output[:, 2:-1], separate)
     leaked = model(ids).logits
     assert (leaked[:, 4:] - separate[:, 4:]).abs().max() > 1e-2, "the test would not see a leak"
+
+
+@pytest.fixture
+def plain_flex(monkeypatch):
+    """flex_attention as torch writes it out, without the minutes that compiling its kernels takes."""
+    from torch.nn.attention import flex_attention as torchs
+    from transformers import masking_utils
+    from transformers.integrations import flex_attention
+
+    def attend(*args, training=False, **kwargs):
+        return torchs.flex_attention(*args, **kwargs)
+
+    def block_mask(*args, _compile=True, **kwargs):
+        return torchs.create_block_mask(*args, **kwargs)
+
+    monkeypatch.setattr(flex_attention, "compile_friendly_flex_attention", attend)
+    monkeypatch.setattr(masking_utils, "create_block_mask", block_mask)
+
+
+@every_head
+@torch.no_grad()
+def test_flex_attention_is_the_same(head, plain_flex):
+    model = make(head, **({"position": "sinusoidal"} if head.config_class.is_encoder_decoder else {}))
+    inputs = batch(model)
+    if "input_ids" in inputs:
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        inputs["attention_mask"][0, ..., :3] = 0
+    expected = main_output(model(**inputs))
+    model.set_attn_implementation("flex_attention")
+    close(main_output(model(**inputs)), expected)
+
+
+@heads("EncoderForMaskedLM", "DecoderForCausalLM")
+@torch.no_grad()
+def test_flex_attention_keeps_packed_sequences_apart(head, plain_flex):
+    model = make(head)
+    ids = batch(model, rows=1)["input_ids"]
+    restart = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
+    separate = torch.cat([model(piece).logits for piece in ids.split([4, 5], 1)], 1)
+    model.set_attn_implementation("flex_attention")
+    close(model(ids, position_ids=restart).logits, separate)
+    close(model(ids, position_ids=restart, attention_mask=torch.ones_like(ids)).logits, separate)
+
+
+@pytest.mark.skipif(is_flash_attn_2_available(), reason="flash-attn is installed")
+def test_an_attention_that_is_not_there_is_refused():
+    with pytest.raises(ImportError, match="FlashAttention2 .*doesn't seem to be installed"):
+        make(HEADS[0], attn="flash_attention_2")
+    with pytest.raises(ValueError, match=r'attn_implementation="spda"` is not supported'):
+        make(HEADS[0], attn="spda")
 
 
 @text_heads
