@@ -144,6 +144,9 @@ def plan(recipe: Recipe) -> Plan:
     task_class = recipe.named(TASKS, "task")
     tuning_class = recipe.named(TUNINGS, "tuning", default="full")
     method_class = recipe.named(METHODS, "method", default="supervised")
+    task_name = registered_name(task_class)
+    if task_name in method_class.for_task:
+        method_class = METHODS.get(method_class.for_task[task_name])
     _check_pairing(recipe, task_class, method_class)
     model = recipe.build("model", cls=ModelSource)
     source = recipe.build("data", cls=Source)

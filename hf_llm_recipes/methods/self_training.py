@@ -103,6 +103,7 @@ class SelfTraining(Method):
     """
 
     takes_unlabeled: ClassVar[bool] = True
+    for_task: ClassVar[dict[str, str]] = {"generation": "self_training_generation"}
 
     rounds: int = 3
     passes: int | Literal["auto"] = "auto"
@@ -469,7 +470,7 @@ class SelfTrainingTrainer(Trainer):
     @torch.no_grad()
     def _label_pool(self, number: int) -> PoolLabels:
         """Labels by the present model, longest rows first; each process labels the whole pool alike."""
-        set_seed(_seed(self.args.seed, number, LABELING))
+        set_seed(round_seed(self.args.seed, number, LABELING))
         order = np.argsort(-self.task.lengths(self.pool), kind="stable")
         items: list[Any] = [None] * len(order)
         confidence_N = np.full(len(order), -np.inf)
@@ -516,16 +517,19 @@ class SelfTrainingTrainer(Trainer):
                 callback.early_stopping_patience_counter = 0
         chosen = 0 if self.labels is None else len(self.labels.chosen)
         times = _selection.repeats(len(self.labeled), chosen, self.plan.labeled_share)
-        self.train_dataset = RoundRows(self.labeled, times, self.pool, self.labels, self.task.item_problem)
+        self.train_dataset = self._rows_of_round(times)
         labeled = f"{times} x {len(self.labeled):,} labeled rows"
         log.info(f"round {self.number}: {labeled} and {chosen:,} of the pool")
-        set_seed(_seed(self.args.seed, self.number, TRAINING))
+        set_seed(round_seed(self.args.seed, self.number, TRAINING))
         with self._in_folder():
             if checkpoint is not None and self._is_over(checkpoint):
                 self._load_finished(checkpoint)
                 return None
             given = None if checkpoint is None else str(checkpoint)
             return super().train(given, ignore_keys_for_eval=ignore_keys).metrics
+
+    def _rows_of_round(self, times: int) -> Any:
+        return RoundRows(self.labeled, times, self.pool, self.labels, self.task.item_problem)
 
     @contextmanager
     def _in_folder(self) -> Iterator[None]:
@@ -693,7 +697,8 @@ def _label_counts(rows: Any, classes: int) -> np.ndarray:
     return np.bincount(np.asarray(rows["labels"][:], dtype=np.int64), minlength=classes)
 
 
-def _seed(*parts: int) -> int:
+def round_seed(*parts: int) -> int:
+    """Returns a seed made of a run's, a round's number and what it is for."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 

@@ -24,6 +24,11 @@ class LanguageTask(Task):
         """Nothing: texts have no shares to keep."""
         return None
 
+    @property
+    def item_problem(self) -> str:
+        """``text``: an unlabeled item is a prompt, and its label a text."""
+        return "text"
+
     def quick_metrics(self, prediction: Any) -> dict[str, float]:
         """None but the loss, which the Trainer has."""
         return {}

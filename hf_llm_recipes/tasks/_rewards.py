@@ -59,6 +59,14 @@ def reward_of(name: str) -> Reward:
     return found
 
 
+def answer_key(name: str, written: str) -> str | None:
+    """Returns what a text answers, as the reward of that name reads it; None where it answers nothing."""
+    if name == "last_number":
+        number = _last_number(written)
+        return None if number is None else repr(number)
+    return _plain(written) or None
+
+
 def rewarded(name: str, reward: Reward, written: str, row: dict[str, Any], where: str) -> float:
     """Returns the reward of one text.
 

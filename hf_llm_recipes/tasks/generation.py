@@ -48,7 +48,10 @@ class Generation(LanguageTask):
         ValueError: a value out of range, an unknown reward or key of ``generation``.
     """
 
-    methods: ClassVar[tuple[str, ...] | None] = ("supervised", "grpo", "distillation")
+    methods: ClassVar[tuple[str, ...] | None] = (
+        *("supervised", "self_training", "self_training_generation"),
+        *("grpo", "distillation"),
+    )
 
     prompt: str = "prompt"
     answer_column: str | None = "answer"
@@ -93,12 +96,17 @@ class Generation(LanguageTask):
                 raise DataError(
                     "every row is longer than the model takes", where=where, hint="raise `task.max_length`"
                 )
+        if loaded.unlabeled is not None:
+            made["unlabeled"], found = self._features(
+                loaded.unlabeled, tokenizer, model_config, "unlabeled rows", labeled=False
+            )
+            findings["unlabeled"] = found
         collator = self.collator(tokenizer)
         return Prepared(**made, config={}, collator=collator, findings=findings, notes=notes)
 
     def encode(self, rows: Any, tokenizer: Any, model_config: Any, *, labeled: bool) -> tuple[Any, dict]:
         """Returns features of new rows."""
-        return self._features(rows, tokenizer, model_config, "data")
+        return self._features(rows, tokenizer, model_config, "data", labeled=labeled)
 
     def collator(self, tokenizer: Any) -> Any:
         """Rows -> a padded batch."""
@@ -151,28 +159,64 @@ class Generation(LanguageTask):
         seen = row if self.answer_column is None else {**row, "answer": row[self.answer_column]}
         return _rewards.rewarded(self.reward, self.reward_function, text, seen, f"row {place}")
 
+    def answer_key(self, text: str) -> str | None:
+        """Returns what a text answers, as the reward reads it; None where it answers nothing."""
+        return _rewards.answer_key(self.reward, text)
+
+    def sampled(
+        self, model: Any, prompts: list[list[int]], processor: Any, *, samples: int, temperature: float
+    ) -> list[list[str]]:
+        """Returns several answers that the model writes to each prompt.
+
+        Args:
+            model: In ``eval()``, on its device.
+            prompts: Token ids.
+            processor: The tokenizer.
+            samples: Answers of each prompt.
+            temperature: > 0.
+        """
+        given = {
+            **(self.generation or {}),
+            "do_sample": True,
+            "temperature": temperature,
+            "max_new_tokens": self.max_new_tokens,
+        }
+        repeated = [ids for ids in prompts for _ in range(samples)]
+        texts = _language.written(model, repeated, processor, given)
+        return [texts[at : at + samples] for at in range(0, len(texts), samples)]
+
+    def learned(self, row: dict[str, Any], text: str, processor: Any) -> dict[str, Any]:
+        """Returns a pool row's features with a text as its answer."""
+        prompt, before = row["prompt"], row["prompt_ids"]
+        answer = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+        behind = _prompts.answer_ids(prompt, answer, processor, f"row {row['row']}")
+        return {"input_ids": [*before, *behind], "labels": [IGNORED] * len(before) + behind}
+
     def _written(self, model: Any, ids: list[list[int]], processor: Any) -> list[str]:
         given = {"do_sample": False, **(self.generation or {}), "max_new_tokens": self.max_new_tokens}
         return _language.written(model, ids, processor, given)
 
-    def _features(self, rows: Any, tokenizer: Any, config: Any, where: str) -> tuple[Dataset, dict]:
+    def _features(
+        self, rows: Any, tokenizer: Any, config: Any, where: str, *, labeled: bool = True
+    ) -> tuple[Dataset, dict]:
         if isinstance(rows, IterableDataset):
             raise DataError("prompts are read whole", where=where, hint="set `data.streaming: false`")
-        check_columns(rows, [("prompt", self.prompt), ("answer_column", self.answer_column)], where)
+        answer = self.answer_column if labeled else None
+        check_columns(rows, [("prompt", self.prompt), ("answer_column", answer)], where)
         limit = input_length(self.max_length, tokenizer, config)
         made = []
         for i, row in enumerate(rows):
-            one = self._row(row, tokenizer, f"{where}, row {i}")
+            one = self._row(row, answer, tokenizer, f"{where}, row {i}")
             if len(one["input_ids"]) <= limit:
                 made.append({**one, "row": i})
         findings = {"rows": len(rows), "left_out": len(rows) - len(made), "max_length": limit}
         return Dataset.from_list(made), findings
 
-    def _row(self, row: dict, tokenizer: Any, where: str) -> dict[str, Any]:
+    def _row(self, row: dict, answer_column: str | None, tokenizer: Any, where: str) -> dict[str, Any]:
         prompt = _prompts.as_prompt(row[self.prompt], tokenizer, where, self.system)
         before, behind = _prompts.prompt_ids(prompt, tokenizer), []
-        if self.answer_column is not None:
-            answer = _prompts.as_answer(row[self.answer_column], prompt, where)
+        if answer_column is not None:
+            answer = _prompts.as_answer(row[answer_column], prompt, where)
             behind = _prompts.answer_ids(prompt, answer, tokenizer, where)
         return {
             "prompt": prompt,

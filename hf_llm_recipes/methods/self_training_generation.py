@@ -1,0 +1,243 @@
+"""Self-training for generation: sample answers to unlabeled prompts, keep what agrees, train again.
+
+    task: {name: generation, reward: last_number}
+    method: self_training
+    data: {name: …, unlabeled: prompts.jsonl}
+
+`method: self_training` is this class where the task is `generation`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+from transformers import set_seed
+
+from hf_llm_recipes.errors import DataError
+from hf_llm_recipes.methods import _selection
+from hf_llm_recipes.methods._language_trainer import LanguageTrainer
+from hf_llm_recipes.methods._selection import PoolLabels
+from hf_llm_recipes.methods.base import Method, Parts
+from hf_llm_recipes.methods.self_training import LABELING, RoundPlan, SelfTrainingTrainer, round_seed
+from hf_llm_recipes.methods.supervised import frozen_quantised_base
+from hf_llm_recipes.registry import METHODS
+
+
+@METHODS.register
+@dataclass(kw_only=True)
+class SelfTrainingGeneration(Method):
+    """Rounds of sample → agree → keep the confident → train from the base, labeled rows mixed in
+    (SemiEvol: Luo et al. 2024, https://arxiv.org/abs/2410.14745; ReST-EM: Singh et al. 2023,
+    https://arxiv.org/abs/2312.06585).
+
+    A first training on the labeled rows makes the model that answers the prompts of the pool. Departures
+    from SemiEvol: one model with several samples in place of several models, no retrieved examples, and
+    agreement in place of the entropy of the answer's tokens.
+
+    Args:
+        rounds: Trainings on answers to the pool after the first one on the labeled rows, ≥ 1.
+        samples: Answers written to each prompt, ≥ 2.
+        temperature: Of the samples, > 0.
+        accept: ``agreement``: the commonest answer of a prompt, as the task's reward reads answers
+            (its last number, its text); or ``reward``: the best of a reward that needs no answer.
+        least: What an answer needs to be taken: share of the samples that agree, in (0, 1], or a reward.
+        select_fraction: Share of the prompts with such an answer, the surest, that is trained on, in
+            (0, 1].
+        labeled_share: Share of a round's rows that are labeled ones, in [0, 1); they are repeated, whole.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    takes_unlabeled: ClassVar[bool] = True
+    comparable: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...] | None] = ("generation",)
+
+    rounds: int = 2
+    samples: int = 4
+    temperature: float = 0.8
+    accept: Literal["agreement", "reward"] = "agreement"
+    least: float = 0.5
+    select_fraction: float = 0.5
+    labeled_share: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name, least in (("rounds", 1), ("samples", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}; allowed: above 0")
+        if self.accept == "agreement" and not 0 < self.least <= 1:
+            raise ValueError(f"least is {self.least}; allowed: more than 0, at most 1")
+        if not 0 < self.select_fraction <= 1:
+            raise ValueError(f"select_fraction is {self.select_fraction}; allowed: more than 0, at most 1")
+        if not 0 <= self.labeled_share < 1:
+            raise ValueError(f"labeled_share is {self.labeled_share}; allowed: 0 or more, less than 1")
+
+    @classmethod
+    def arguments_class(cls) -> type:
+        """``transformers.TrainingArguments``."""
+        from transformers import TrainingArguments
+
+        return TrainingArguments
+
+    def build(self, parts: Parts) -> WritingRounds:
+        """Returns the Trainer; its ``train()`` goes through the rounds.
+
+        Raises:
+            DataError: there is no pool.
+            ValueError: a reward that needs answers cannot accept them.
+        """
+        if parts.unlabeled is None or len(parts.unlabeled) == 0:
+            raise DataError(
+                "there are no unlabeled prompts", where="data", hint="name them: `data.unlabeled`"
+            )
+        if self.accept == "reward" and parts.task.answer_column is not None:
+            raise ValueError(
+                f"accept is reward, but the reward {parts.task.reward} needs the answer; allowed: agreement"
+            )
+        plan = RoundPlan(
+            rounds=self.rounds,
+            passes=0,
+            confidence="probability",
+            shares=[self.select_fraction] * self.rounds,
+            prior=None,
+            labeled_share=self.labeled_share,
+        )
+        with frozen_quantised_base(parts.model):
+            return WritingRounds(
+                method=self,
+                pool_rows=parts.unlabeled_rows,
+                task=parts.task,
+                pool=parts.unlabeled,
+                plan=plan,
+                first_labels=None,
+                model=parts.model,
+                args=parts.arguments,
+                train_dataset=parts.train,
+                eval_dataset=parts.eval,
+                data_collator=parts.collator,
+                processing_class=parts.processing_class,
+                callbacks=parts.callbacks,
+            )
+
+    def report(self, trainer: WritingRounds) -> dict[str, Any]:
+        """Every round's prompts, how many had an answer that was taken, and how sure they were."""
+        rounds = [{k: v for k, v in record.items() if k != "log"} for record in trainer.records]
+        return {"rounds": rounds, "labels_settled": trainer.settled}
+
+
+class WritingRounds(SelfTrainingTrainer, LanguageTrainer):
+    """A Trainer that goes through rounds whose labels of the pool are texts.
+
+    ``PoolLabels.items_I`` holds a text for each prompt, empty where none was taken, and ``confidence_N``
+    the share of samples that agree, or the reward.
+
+    Args:
+        method: Its settings.
+        pool_rows: The pool as it was read.
+        **rest: Of ``SelfTrainingTrainer``.
+    """
+
+    def __init__(self, *, method: SelfTrainingGeneration, pool_rows: Any, **rest: Any) -> None:
+        super().__init__(**rest)
+        self.method, self.pool_rows = method, pool_rows
+
+    def _label_pool(self, number: int) -> PoolLabels:
+        set_seed(round_seed(self.args.seed, number, LABELING))
+        hidden = self.args.disable_tqdm or not self.is_world_process_zero()
+        training = self.model.training
+        self.model.eval()
+        size = max(1, self.args.eval_batch_size // self.method.samples)
+        texts, confidence = [], []
+        for start in tqdm(range(0, len(self.pool), size), f"answers for round {number}", disable=hidden):
+            rows = self.pool[start : start + size]
+            written = self.task.sampled(
+                *(self.model, rows["prompt_ids"], self.processing_class),
+                samples=self.method.samples,
+                temperature=self.method.temperature,
+            )
+            for place, few in zip(rows["row"], written, strict=True):
+                text, sure = self._accepted_answer(few, int(place))
+                texts.append(text)
+                confidence.append(sure)
+        self.model.train(training)
+        return PoolLabels(np.asarray(texts), np.ones(len(texts), np.int64), np.asarray(confidence))
+
+    def _accepted_answer(self, written: list[str], place: int) -> tuple[str, float]:
+        """The answer that is taken and how sure it is; an empty one at −inf where none is."""
+        if self.method.accept == "agreement":
+            text, sure = agreed(written, self.task.answer_key)
+        else:
+            row = self.pool_rows[place]
+            rewards = [self.task.rewarded(text, row, place) if text.strip() else -np.inf for text in written]
+            best = int(np.argmax(rewards))
+            text, sure = written[best], rewards[best]
+        return (text, sure) if text.strip() and sure >= self.method.least else ("", -np.inf)
+
+    def _choose(self, labels: PoolLabels, number: int, before: PoolLabels | None) -> None:
+        taken = int(np.isfinite(labels.confidence_N).sum())
+        if taken == 0:
+            raise DataError(
+                f"round {number}: no prompt of the pool has an answer that could be taken",
+                where="data.unlabeled",
+                hint="lower `method.least`, train longer on the labeled rows, or add labeled rows",
+            )
+        count = max(1, round(self.plan.shares[number - 1] * taken))
+        labels.chosen = _selection.surest(labels.confidence_N, count)
+
+    def _rows_of_round(self, times: int) -> Dataset:
+        return WrittenRows(self.labeled, times, self.pool, self.labels, self.task, self.processing_class)
+
+    def _described(self) -> dict[str, Any]:
+        if self.labels is None:
+            return {"pool_rows": 0}
+        labels = self.labels
+        return {
+            "pool_rows": len(labels.chosen),
+            "answers_taken": int(np.isfinite(labels.confidence_N).sum()),
+            "mean_confidence": round(float(labels.confidence_N[labels.chosen].mean()), 4),
+        }
+
+
+class WrittenRows(Dataset):
+    """The labeled rows, as often as wanted, then the chosen prompts of the pool with their texts."""
+
+    def __init__(
+        self, labeled: Any, times: int, pool: Any, labels: PoolLabels | None, task: Any, processor: Any
+    ) -> None:
+        self.labeled, self.pool, self.labels = labeled, pool, labels
+        self.task, self.processor = task, processor
+        self.num_labeled = times * len(labeled)
+
+    def __len__(self) -> int:
+        """Rows, repeated ones counted as often as they occur."""
+        return self.num_labeled + (0 if self.labels is None else len(self.labels.chosen))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns a row with its labels."""
+        if index < self.num_labeled:
+            return self.labeled[index % len(self.labeled)]
+        number = int(self.labels.chosen[index - self.num_labeled])
+        text = str(self.labels.items_I[number])
+        return self.task.learned(self.pool[number], text, self.processor)
+
+
+def agreed(written: list[str], key_of: Any) -> tuple[str, float]:
+    """Returns the first text of the commonest answer, and the share of all texts that give it.
+
+    Args:
+        written: Samples of one prompt.
+        key_of: A text -> what it answers, None where it answers nothing. Ties go to the earlier answer.
+    """
+    keys = [key_of(text) for text in written]
+    counts = Counter(key for key in keys if key is not None)
+    if not counts:
+        return "", 0.0
+    commonest, count = counts.most_common(1)[0]
+    return written[keys.index(commonest)], count / len(written)

@@ -1,0 +1,132 @@
+"""Self-training on prompts: agreement by hand, rounds through a recipe, resume, bad settings."""
+
+import json
+
+import numpy as np
+import pytest
+
+import hf_llm_recipes.run as engine
+from hf_llm_recipes.errors import DataError, RecipeError
+from hf_llm_recipes.methods.self_training_generation import SelfTrainingGeneration, agreed
+from hf_llm_recipes.recipe import Recipe
+from hf_llm_recipes.tasks._rewards import answer_key
+
+WORDS = ["ball", "team", "goal", "soup", "salt", "oven"]
+
+
+def test_the_commonest_answer_wins_with_its_first_text():
+    written = ["so 4", "it is 7.", "7", "hm"]
+    text, sure = agreed(written, lambda text: answer_key("last_number", text))
+    assert (text, sure) == ("it is 7.", 0.5)
+
+
+def test_texts_that_answer_nothing_do_not_agree():
+    assert agreed(["hm", "well"], lambda text: answer_key("last_number", text)) == ("", 0.0)
+    assert answer_key("exact_match", "  \n ") is None
+    assert answer_key("exact_match", " A  b ") == "a b"
+
+
+@pytest.fixture
+def values(tiny_llama, tmp_path):
+    """To every word its own word is the answer; labeled and unlabeled prompts differ by a filler."""
+
+    def write(name, rows):
+        (tmp_path / name).write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+
+    fillers = ["the", "a", "very", "new", "old"]
+    write("train.jsonl", [{"prompt": f"{f} {w}", "answer": w} for f in fillers[:2] for w in WORDS])
+    write("pool.jsonl", [{"prompt": f"{f} {w}"} for f in fillers[2:4] for w in WORDS])
+    write("test.jsonl", [{"prompt": f"{fillers[4]} {w}", "answer": w} for w in WORDS])
+    return {
+        "name": "tiny",
+        "output": str(tmp_path / "out"),
+        "model": {"name": str(tiny_llama), "dtype": "float32"},
+        "tuning": "full",
+        "data": {
+            "name": str(tmp_path),
+            "train": "train.jsonl",
+            "test": "test.jsonl",
+            "unlabeled": "pool.jsonl",
+            "eval_fraction": 0,
+        },
+        "task": {"name": "generation", "max_new_tokens": 3},
+        "method": {
+            "name": "self_training",
+            "rounds": 2,
+            "least": 0.5,
+            "select_fraction": 1.0,
+            "temperature": 0.3,
+        },
+        "trainer": {
+            "per_device_train_batch_size": 4,
+            "max_steps": 60,
+            "learning_rate": 1e-2,
+            "save_steps": 30,
+            "disable_tqdm": True,
+        },
+    }
+
+
+def test_rounds_through_a_recipe(values):
+    values["compare"] = True
+    done = engine.run(Recipe.from_dict(values))
+    rounds = done.metrics["method"]["rounds"]
+    assert rounds[0]["round"] == 0
+    assert rounds[0]["pool_rows"] == 0
+    assert all(0.5 <= one["mean_confidence"] <= 1 for one in rounds[1:])
+    assert all(one["pool_rows"] <= one["answers_taken"] <= 12 for one in rounds[1:])
+    assert done.metrics["test"]["reward"] >= done.metrics["before"]["reward"]
+    assert "reward" in done.metrics["comparison"]["supervised"]
+
+
+def test_a_killed_run_goes_on_to_the_same_labels(values, tmp_path):
+    whole = engine.run(Recipe.from_dict({**values, "output": str(tmp_path / "a")}))
+    labels = np.load(tmp_path / "a" / "checkpoints" / "round-1" / "labels.npz")["items_I"]
+    again = engine.run(Recipe.from_dict({**values, "output": str(tmp_path / "b")}))
+    assert np.array_equal(
+        labels, np.load(tmp_path / "b" / "checkpoints" / "round-1" / "labels.npz")["items_I"]
+    )
+    killed = tmp_path / "b"
+    for name in ("metrics.json", "model"):  # as if it had been killed in its last round
+        path = killed / name
+        path.unlink() if path.is_file() else path.rename(tmp_path / "gone")
+    for name in ("checkpoint-60",):
+        for folder in killed.glob(f"checkpoints/round-2/{name}"):
+            folder.rename(tmp_path / f"gone-{name}")
+    resumed = engine.run(Recipe.from_dict({**values, "output": str(killed), "resume": True}))
+    assert resumed.metrics["test"] == whole.metrics["test"] == again.metrics["test"]
+
+
+def test_without_an_answer_to_take_the_run_says_what_to_do(values):
+    values["method"] |= {"least": 1.0, "samples": 8, "temperature": 100.0}
+    values["trainer"]["max_steps"] = 1
+    with pytest.raises(DataError, match="no prompt of the pool has an answer"):
+        engine.run(Recipe.from_dict(values))
+
+
+def test_a_reward_that_needs_answers_cannot_accept(values):
+    values["method"]["accept"] = "reward"
+    with pytest.raises(RecipeError, match="needs the answer"):
+        engine.run(Recipe.from_dict(values))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"rounds": 0}, "rounds is 0; allowed: 1 or more"),
+        ({"samples": 1}, "samples is 1; allowed: 2 or more"),
+        ({"temperature": 0.0}, "temperature is 0.0; allowed: above 0"),
+        ({"least": 0.0}, "least is 0.0; allowed: more than 0"),
+        ({"select_fraction": 2.0}, "select_fraction is 2.0"),
+        ({"labeled_share": 1.0}, "labeled_share is 1.0"),
+    ],
+)
+def test_values_out_of_range(given, message):
+    with pytest.raises(ValueError, match=message):
+        SelfTrainingGeneration(**given)
+
+
+def test_a_key_of_the_other_self_training_is_unknown_here(values):
+    values["method"]["passes"] = 3
+    with pytest.raises(RecipeError, match=r"method\.passes is an unknown key"):
+        engine.plan(Recipe.from_dict(values))
