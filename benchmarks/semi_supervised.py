@@ -82,13 +82,16 @@ def recipe_of(name: str, data: str, labels: int, seed: int, options) -> dict[str
 def source_of(data: str, options) -> dict[str, Any]:
     """Returns the ``data:`` section of one data set."""
     if data.startswith("local/"):
-        return {"name": data, "train": "train", "test": f"test[:{options.test_rows}]", "eval_fraction": 0}
+        return {"name": data, "train": "train", "test": "test", "eval_fraction": 0}
     folder = options.data / data
     train = "pool.parquet" if (folder / "pool.parquet").is_file() else "train.parquet"
+    import pyarrow.parquet
+
+    fewer = pyarrow.parquet.read_metadata(folder / "test.parquet").num_rows <= options.test_rows
     return {
         "name": str(folder),
         "train": train,
-        "test": f"test.parquet[:{options.test_rows}]",
+        "test": "test.parquet" if fewer else f"test.parquet[:{options.test_rows}]",
         "eval_fraction": 0,
     }
 
