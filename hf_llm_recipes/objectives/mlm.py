@@ -254,8 +254,15 @@ def probe_rows(model: Any, features: Any, pad_token_id: int) -> np.ndarray:
     return np.concatenate(found)
 
 
-def filled(model: Any, text: str, place: int, tokenizer: Any) -> dict[str, Any]:
+def filled(model: Any, text: str, place: int, tokenizer: Any, *, key: str = "logits") -> dict[str, Any]:
     """Returns a text with the likeliest token in the place of each mask.
+
+    Args:
+        model: In ``eval()``.
+        text: With mask tokens.
+        place: Its number, for messages.
+        tokenizer: Of the model.
+        key: What the model calls its logits.
 
     Raises:
         DataError: it has no mask.
@@ -270,7 +277,7 @@ def filled(model: Any, text: str, place: int, tokenizer: Any) -> dict[str, Any]:
         )
     ids_BT, mask_BT = _language.padded([ids], tokenizer.pad_token_id, model.device)
     with torch.inference_mode():
-        logits_KV = model(input_ids=ids_BT, attention_mask=mask_BT)["logits"][0, masks].float()
+        logits_KV = model(input_ids=ids_BT, attention_mask=mask_BT)[key][0, masks].float()
     best = logits_KV.softmax(-1).max(-1)
     for i, token in zip(masks, best.indices.tolist(), strict=True):
         ids[i] = token
