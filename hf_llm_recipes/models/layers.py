@@ -527,7 +527,8 @@ def sequence_numbers(position_ids: torch.Tensor, attention_mask: torch.Tensor | 
     [[0, 0, 1, 1, 1, 2]]
     """
     steps_BT = torch.arange(position_ids.shape[1], device=position_ids.device).expand_as(position_ids)
-    kept_BT = torch.ones_like(position_ids, dtype=torch.bool) if attention_mask is None else attention_mask != 0
+    everything = attention_mask is None
+    kept_BT = torch.ones_like(position_ids, dtype=torch.bool) if everything else attention_mask != 0
     # The attended token before each: with holes in the mask it is not always the neighbour.
     latest_BT = torch.where(kept_BT, steps_BT, -1).cummax(1).values
     before_BT = nn.functional.pad(latest_BT[:, :-1], (1, 0), value=-1)

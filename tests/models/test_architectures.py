@@ -333,7 +333,7 @@ def test_flex_attention_keeps_packed_sequences_apart(head, plain_flex):
 
 @pytest.mark.skipif(is_flash_attn_2_available(), reason="flash-attn is installed")
 def test_an_attention_that_is_not_there_is_refused():
-    with pytest.raises(ImportError, match="FlashAttention2 .*doesn't seem to be installed"):
+    with pytest.raises(ImportError, match=r"FlashAttention2 .*doesn't seem to be installed"):
         make(HEADS[0], attn="flash_attention_2")
     with pytest.raises(ValueError, match=r'attn_implementation="spda"` is not supported'):
         make(HEADS[0], attn="spda")
