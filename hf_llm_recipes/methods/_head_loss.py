@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
 CHUNK_LOGITS = {"cuda": 2**26}  # that live at once: 256 MiB in float32 on a GPU
-CHUNK_LOGITS_ELSEWHERE = 2**24  # 64 MiB
+CHUNK_LOGITS_ELSEWHERE = 2**23  # 32 MiB
 SMALLEST_CHUNK = 16  # tokens
 
 

@@ -9,6 +9,7 @@ Notable:
 - Models that change logits behind the head (soft caps, scales: Gemma 2, Granite, Cohere) or add terms
   to the loss (routers) would get another loss. Before the first step that is looked for; where it is
   so, the loss is made of the model's own logits, or is the model's own, and the log says it.
+- LoRA layers compute the same in fewer passes (``tuning._fused_lora``).
 - Losses are sums divided by the optimizer step's number of supervised tokens, so that 8 x 1 rows are
   1 x 8. The loss of an evaluation is the mean over all its supervised tokens.
 """
@@ -25,6 +26,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer
 
 from hf_llm_recipes.methods._head_loss import IGNORED, loss_in_head, replaced_forward, targets
+from hf_llm_recipes.tuning._fused_lora import fuse_lora
 from hf_llm_recipes.tuning._packed_check import without_dropout
 
 log = logging.getLogger("hf_llm_recipes")
@@ -55,7 +57,10 @@ class LanguageTrainer(Trainer):
         self._model_takes_items = self.model_accepts_loss_kwargs
         self.model_accepts_loss_kwargs = True  # supervised tokens are counted whatever the model takes
         self._loss_shifts_labels = shift_labels
-        self._base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        self._base = self.model
+        if hasattr(self.model, "get_base_model"):  # peft's
+            self._base = self.model.get_base_model()
+            fuse_lora(self.model)
         self._taken = set(inspect.signature(self._base.forward).parameters)
         self._since_log: dict[str, Any] = {"tokens": 0, "supervised_tokens": 0}
         self._loss_only = False
