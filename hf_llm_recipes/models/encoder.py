@@ -274,6 +274,7 @@ class HlrEncoderForPreTraining(HlrEncoderPreTrainedModel):
             check_labels(labels, logits, "they are token ids")
         if next_sentence_label is not None:
             check_shape("next_sentence_label", next_sentence_label, row_logits.shape[:1])
+            check_range("next_sentence_label", next_sentence_label, 2, "0 = it follows, 1 = it does not")
         if labels is not None or next_sentence_label is not None:
             loss = self.loss_function(labels, logits, next_sentence_label, row_logits, **kwargs)
         return HlrEncoderForPreTrainingOutput(

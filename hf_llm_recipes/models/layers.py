@@ -388,7 +388,8 @@ class Block(GradientCheckpointingLayer):
                     h_BTD, memory_mask, memory_BSD, past_key_values=past_key_values
                 )[0],
             )
-        return self.feed_forward_residual(x_BTD, self.feed_forward)
+        # A lambda here too: accelerate moves modules among the arguments, and offloaded ones cannot be moved.
+        return self.feed_forward_residual(x_BTD, lambda h_BTD: self.feed_forward(h_BTD))
 
 
 class Stack(nn.Module):

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
+    ViTImageProcessorPil,
     pipeline,
 )
 from transformers.models.auto import modeling_auto
@@ -179,6 +180,26 @@ def test_loads_through_the_meta_device_and_a_device_map(head, tmp_path):
     inputs = batch(model)
     assert same_to_rounding(main_output(again(**inputs)), main_output(model(**inputs)))
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+@every_head
+@torch.no_grad()
+def test_blocks_offloaded_to_the_disk_give_the_same(head, tmp_path):
+    model = make(head, **({"tie_word_embeddings": False} if "Vision" not in head.__name__ else {}))
+    model.save_pretrained(tmp_path)
+    places = {}
+    for name, parameter in model.named_parameters():
+        parent, is_block, _ = name.partition(".layers.1.")
+        if is_block:
+            places[f"{parent}.layers.1"] = "disk"
+        else:
+            places[name.rpartition(".")[0] if name.endswith((".weight", ".bias")) else name] = "cpu"
+    again = head.from_pretrained(
+        tmp_path, dtype="float32", device_map=places, offload_folder=tmp_path / "offloaded"
+    ).eval()
+    assert any(parameter.device.type == "meta" for parameter in again.parameters())
+    inputs = batch(model)
+    close(main_output(again(**inputs)), main_output(model(**inputs)))
 
 
 @text_heads
@@ -377,9 +398,10 @@ def test_activation_checkpointing_gives_the_same_gradients(head):
 
 
 @every_head
-def test_half_precision_is_finite(head):
-    model = make(head).to(torch.bfloat16)
-    inputs = {k: v.bfloat16() if v.is_floating_point() else v for k, v in batch(model).items()}
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_finite(head, dtype):
+    model = make(head).to(dtype)
+    inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch(model).items()}
     loss, logits = model(**inputs)[:2]
     assert torch.isfinite(loss)
     assert torch.isfinite(logits).all()
@@ -475,34 +497,66 @@ def test_loads_and_trains_adapters_on_a_quantized_base(head, bits, tmp_path):
     )
     inputs = batch(model)
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", r=4)).train()
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.01)
+    before = {name: p.detach().clone() for name, p in adapted.named_parameters()}
     loss = adapted(**inputs)[0]
     loss.backward()
-    grads = [p.grad for name, p in adapted.named_parameters() if "lora_B" in name]
-    assert torch.isfinite(loss)
-    assert any(grad is not None and grad.abs().sum() > 0 for grad in grads)
+    optimizer.step()
+    changed = {name for name, p in adapted.named_parameters() if not torch.equal(p, before[name])}
+    assert changed
+    assert all("lora_" in name for name in changed)
+    with torch.no_grad():
+        assert adapted(**inputs)[0] < loss
+
+
+def with_padding(inputs):
+    """The inputs with an attention mask, in which the end of the first row is padding."""
+    if "input_ids" in inputs:
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        inputs["attention_mask"][0, ..., -3:] = 0
+    return inputs
+
+
+@every_head
+def test_the_forward_compiles_without_graph_breaks(head):
+    model = make(head, num_hidden_layers=1)
+    inputs = with_padding(batch(model))
+    with torch.no_grad():
+        expected = main_output(model(**inputs))
+        torch._dynamo.reset()
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        close(main_output(compiled(**inputs)), expected)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda cls: cls.model_type)
-def test_the_forward_compiles_without_graph_breaks(config):
+def test_the_training_step_compiles_without_graph_breaks(config):
     head = next(cls for cls in HEADS if cls.config_class is config)
-    model = make(head, num_hidden_layers=1)
-    inputs = batch(model)
-    expected = main_output(model(**inputs))
+    model = make(head, num_hidden_layers=1).train()
+    inputs = with_padding(batch(model))
+    model(**inputs)[0].backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
     torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    close(main_output(compiled(**inputs)), expected)
+    torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs)[0].backward()
+    assert expected
+    for name, gradient in expected.items():
+        close(model.get_parameter(name).grad, gradient)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda cls: cls.model_type)
-def test_the_forward_exports(config):
-    head = next(cls for cls in HEADS if cls.config_class is config)
+@every_head
+def test_the_forward_exports(head):
+    """With a mask, and for other numbers of rows and tokens than it was traced with."""
     model = make(head, num_hidden_layers=1)
-    inputs = inputs_only(model)
+    inputs = with_padding(inputs_only(model))
     if "use_cache" in vars(model.config):
         model.config.use_cache = False
-    dynamic = {key: {0: torch.export.Dim("batch")} for key in inputs}
+    free = torch.export.Dim.DYNAMIC
+    is_text = "input_ids" in inputs
+    dynamic = {key: {0: free, **({x.ndim - 1: free} if is_text else {})} for key, x in inputs.items()}
     exported = torch.export.export(model, (), kwargs=inputs, dynamic_shapes=dynamic, strict=False)
     larger = {key: torch.cat((value, value.flip(0))) for key, value in inputs.items()}
+    if is_text:
+        larger = {key: torch.cat((x, x[..., :4]), -1) if x.ndim > 1 else x for key, x in larger.items()}
     close(main_output(tuple(exported.module()(**larger).values())), main_output(model(**larger)))
 
 
@@ -564,6 +618,38 @@ def test_pipelines_take_the_model(head):
     )
     assert result
     assert {"generated_text", "score"} & set(result[0])
+
+
+@heads("ForImageClassification")
+def test_the_image_pipeline_takes_the_model(head):
+    from PIL import Image
+
+    model = make(head)
+    size = {"height": model.config.image_size, "width": model.config.image_size}
+    labels = pipeline("image-classification", model=model, image_processor=ViTImageProcessorPil(size=size))(
+        Image.new("RGB", (40, 50), "red")
+    )
+    assert {row["label"] for row in labels} == {"LABEL_0", "LABEL_1"}
+    assert sum(row["score"] for row in labels) == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda cls: cls.model_type)
+def test_the_feature_pipeline_takes_every_backbone(config):
+    from PIL import Image
+
+    model = AutoModel.from_config(config.preset("tiny")).eval()
+    if config.is_encoder_decoder:
+        return  # transformers has no pipeline left for text to text
+    if "pixel_values" in model.main_input_name:
+        size = {"height": model.config.image_size, "width": model.config.image_size}
+        processor = ViTImageProcessorPil(size=size)
+        found = pipeline("image-feature-extraction", model=model, image_processor=processor)(
+            Image.new("RGB", (40, 50))
+        )
+        assert torch.tensor(found).shape == (1, model.config.num_patches + 1, 64)
+    else:
+        found = pipeline("feature-extraction", model=model, tokenizer=word_tokenizer(1000))("the cat sat")
+        assert torch.tensor(found).shape == (1, 3, 64)
 
 
 AUTO_CLASSES = {

@@ -81,6 +81,8 @@ def test_label_ids_outside_the_vocabulary_are_refused(head):
 
 def test_other_wrong_labels_are_refused():
     one = torch.tensor([1])
+    with pytest.raises(ValueError, match=r"next_sentence_label holds 2; allowed: 0 to 1; 0 = it follows"):
+        make(HlrEncoderForPreTraining)(IDS, next_sentence_label=torch.tensor([2]))
     with pytest.raises(ValueError, match=r"end_positions has shape \(2,\); it needs \(1,\)"):
         make(HlrEncoderForQuestionAnswering)(IDS, start_positions=one, end_positions=torch.tensor([1, 2]))
     choice = make(HlrEncoderForMultipleChoice)
