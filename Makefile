@@ -1,4 +1,5 @@
-# `make quickstart` and `make test` need nothing but Python >= 3.10: each sets up .venv itself.
+# `make quickstart` and `make test` need nothing but Python >= 3.11 (the pinned versions do): each sets up
+# .venv itself.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -32,6 +33,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/tuning.py
 
 $(READY): constraints.txt setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("constraints.txt needs Python 3.11 or later, $(PYTHON) is " \
+		+ sys.version.split()[0] + "\n  do: make PYTHON=python3.12 …" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

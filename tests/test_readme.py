@@ -56,6 +56,21 @@ def test_the_two_commands_are_targets_that_set_themselves_up():
         assert "--constraint constraints.txt" in plan
 
 
+def test_a_python_too_old_for_the_pinned_versions_is_told_at_once(tmp_path):
+    old = tmp_path / "python3.10"
+    old.write_text(
+        f"#!/bin/sh\nexec {sys.executable} -c \"import sys; sys.version = '3.10.1 (x)'; "
+        'sys.version_info = (3, 10, 1); exec(sys.argv[1])" "$2"\n'
+    )
+    old.chmod(0o755)
+    surroundings = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "quickstart", f"VENV={tmp_path / 'venv'}", f"PYTHON={old}"]
+    done = subprocess.run(command, cwd=ROOT, env=surroundings, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"needs Python 3.11 or later, {old} is 3.10.1\n  do: make PYTHON=python3.12" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
 def test_quickstart_hands_its_overrides_on():
     last = planned("quickstart", "trainer.max_steps=20", "output=a").strip().splitlines()[-1]
     assert " run recipes/quickstart.yaml " in last
