@@ -454,6 +454,7 @@ class _Runner:
             seed=self.plan.seed,
             # their collators take what they need, such as the lengths of packed documents
             remove_unused_columns=not self.plan.task.judges_model,
+            label_names=self.plan.task.label_names,
         )
         return self.plan.method.build(
             Parts(

@@ -52,10 +52,6 @@ class Clm(Objective):
         ValueError: a value out of its range, or an unknown key of ``generation``.
     """
 
-    auto_class: ClassVar[str] = "AutoModelForCausalLM"
-    peft_task_type: ClassVar[str] = "CAUSAL_LM"
-    pipeline_tag: ClassVar[str] = "text-generation"
-    vocabulary_labels: ClassVar[bool] = True
     shifted_labels: ClassVar[bool] = True
 
     text: str = "text"

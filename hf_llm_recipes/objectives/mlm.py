@@ -59,7 +59,6 @@ class Mlm(Objective):
     auto_class: ClassVar[str] = "AutoModelForMaskedLM"
     peft_task_type: ClassVar[None] = None  # peft has no name for it
     pipeline_tag: ClassVar[str] = "fill-mask"
-    vocabulary_labels: ClassVar[bool] = True
 
     text: str = "text"
     document_start: str | None = None

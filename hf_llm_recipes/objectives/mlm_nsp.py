@@ -67,6 +67,7 @@ class MlmNsp(Objective):
     auto_class: ClassVar[str] = "AutoModelForPreTraining"
     peft_task_type: ClassVar[None] = None
     pipeline_tag: ClassVar[str] = "fill-mask"
+    vocabulary_labels: ClassVar[bool] = False  # two losses, of which the Trainer of language models has one
 
     text: str = "text"
     document_start: str | None = None

@@ -60,7 +60,6 @@ class SpanCorruption(Objective):
     auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
     peft_task_type: ClassVar[str] = "SEQ_2_SEQ_LM"
     pipeline_tag: ClassVar[str] = "text2text-generation"
-    vocabulary_labels: ClassVar[bool] = True
 
     text: str = "text"
     document_start: str | None = None

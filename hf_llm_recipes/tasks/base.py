@@ -72,6 +72,7 @@ class Task(ABC):
     vocabulary_labels: ClassVar[bool] = False  # labels are token ids; the head is the checkpoint's own
     shifted_labels: ClassVar[bool] = False  # a label belongs to the place before it: a causal model
     methods: ClassVar[tuple[str, ...] | None] = None  # that can train it; None: every one that takes features
+    label_names: ClassVar[list[str] | None] = None  # of a batch, where the model's forward takes none
     judges_model: ClassVar[bool] = False  # logits of all test rows are too many: see `judge_model`
 
     @property
