@@ -96,6 +96,10 @@ def convert(
     architecture: Annotated[
         str | None, typer.Option(help="Their class, where the checkpoint does not name it.")
     ] = None,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(help="Surplus tensors that may be lost, e.g. '*pooler*'; repeatable."),
+    ] = None,
 ) -> None:
     """Convert a published checkpoint into our architectures, or one of ours back; exact both ways."""
     _refuse_existing(out)
@@ -105,7 +109,7 @@ def convert(
     from hf_llm_recipes.errors import RunError
 
     try:
-        typer.echo(convert_checkpoint(resolve_model(source), out, architecture))
+        typer.echo(convert_checkpoint(resolve_model(source), out, architecture, leave_out or ()))
     except (ValueError, OSError) as error:
         if isinstance(error, UserError):
             raise

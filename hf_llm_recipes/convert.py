@@ -14,7 +14,8 @@ Notable:
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+import fnmatch
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from hf_llm_recipes.models import decoder, encoder, encoder_decoder, vision
-from hf_llm_recipes.models.base import HlrConfig
+from hf_llm_recipes.models.base import HlrConfig, carry_code
 
 # How padding is treated differs between families and ours, but makes no other model of it.
 PADDING_KEYS = ("positions_from_mask", "pool_past_padding")
@@ -231,16 +232,24 @@ def to_theirs(model: PreTrainedModel, architecture: str | None = None) -> PreTra
     return theirs
 
 
-def convert_checkpoint(source: str | Path, out: str | Path, architecture: str | None = None) -> Path:
+def convert_checkpoint(
+    source: str | Path,
+    out: str | Path,
+    architecture: str | None = None,
+    leave_out: Sequence[str] = (),
+) -> Path:
     """Converts a folder or Hub id to ours, or one of ours back, with its tokenizer; returns ``out``.
 
     Args:
         source: Folder or id of a checkpoint.
         out: Folder to write.
         architecture: Their class to load or to make; ``None`` = the one the checkpoint names.
+        leave_out: Surplus tensors that may be lost, as patterns: a checkpoint for masked words often holds
+            the pooler or the next-sentence head of its pretraining too (``"*pooler*"``).
 
     Raises:
-        ValueError: a model that cannot be converted, or tensors missing or left over (named).
+        ValueError: a model that cannot be converted, tensors missing or left over (named), or a pattern that
+            fits none.
     """
     config = AutoConfig.from_pretrained(source)
     is_ours = config.model_type.startswith("hlr_")
@@ -254,8 +263,17 @@ def convert_checkpoint(source: str | Path, out: str | Path, architecture: str | 
         _family_of(config.model_type, class_name)
         cls = getattr(transformers, class_name)
     model, info = cls.from_pretrained(source, output_loading_info=True, dtype="auto")
-    _refuse_differences(f"the checkpoint {source}", info["missing_keys"], info["unexpected_keys"])
+    surplus = _without(set(info["unexpected_keys"]), leave_out)
+    _refuse_differences(
+        f"the checkpoint {source}",
+        info["missing_keys"],
+        surplus,
+        hint=f"; {class_name} has no place for them: name a class that has (--architecture), or leave them "
+        "out (--leave-out PATTERN)",
+    )
     converted = to_theirs(model, architecture) if is_ours else to_ours(model)
+    if not is_ours:
+        carry_code(converted)
     converted.save_pretrained(out)
     _copy_processors(source, out)
     return Path(out)
@@ -317,11 +335,21 @@ def _translate(family, class_name, theirs, ours, back: bool) -> dict[str, torch.
     return state
 
 
-def _refuse_differences(what: str, missing, surplus) -> None:
+def _without(surplus: set[str], patterns: Sequence[str]) -> set[str]:
+    for pattern in patterns:
+        found = set(fnmatch.filter(surplus, pattern))
+        if not found:
+            names = ", ".join(sorted(surplus)) or "none"
+            raise ValueError(f"leave_out {pattern!r} fits no surplus tensor; they are: {names}")
+        surplus = surplus - found
+    return surplus
+
+
+def _refuse_differences(what: str, missing, surplus, hint: str = "") -> None:
     if missing or surplus:
         raise ValueError(
             f"{what}: missing tensors: {', '.join(sorted(missing)) or 'none'}; "
-            f"surplus tensors: {', '.join(sorted(surplus)) or 'none'}"
+            f"surplus tensors: {', '.join(sorted(surplus)) or 'none'}{hint if surplus else ''}"
         )
 
 

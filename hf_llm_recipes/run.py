@@ -631,8 +631,9 @@ class _Runner:
 
         model = self.trainer.model
         if getattr(model.config, "model_type", "").startswith("hlr_") and not self.plan.tuning.uses_adapter:
-            type(model.config).register_for_auto_class()  # its code travels with the weights
-            type(model).register_for_auto_class(self.plan.task.auto_class)
+            from hf_llm_recipes.models.base import carry_code
+
+            carry_code(model)
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         values = self.plan.recipe.values

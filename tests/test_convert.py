@@ -361,7 +361,10 @@ def test_a_folder_goes_there_and_back(name, keys, tmp_path):
     theirs = published(name, keys)
     theirs.save_pretrained(tmp_path / "theirs")
     ours = convert_checkpoint(tmp_path / "theirs", tmp_path / "ours")
-    assert AutoModel.from_pretrained(ours).config.model_type.startswith("hlr_")
+    config = AutoModel.from_pretrained(ours).config
+    assert config.model_type.startswith("hlr_")
+    assert {"AutoConfig", "AutoModel"} < set(config.auto_map)  # its code lies beside it
+    assert (ours / "layers.py").exists()
     convert_checkpoint(ours, tmp_path / "back")
     again = type(theirs).from_pretrained(tmp_path / "back", dtype="float32").eval()
     expected = theirs.state_dict()
@@ -421,6 +424,40 @@ def test_missing_and_surplus_tensors_are_named(tmp_path):
         ValueError, match=r"missing tensors: model\.norm\.weight; surplus tensors: model\.extra"
     ):
         convert_checkpoint(tmp_path / "model", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "source, name, keys, patterns, names",
+    [
+        # as google-bert/bert-base-uncased and FacebookAI/roberta-base lie on the Hub
+        (
+            "BertForPreTraining",
+            "BertForMaskedLM",
+            BERT,
+            ["*pooler*", "cls.seq_*"],
+            r"bert\.pooler\.dense\.bias",
+        ),
+        ("RobertaModel", "RobertaForMaskedLM", ROBERTA, ["*pooler*"], r"pooler\.dense\.bias"),
+    ],
+)
+def test_surplus_tensors_can_be_left_out_by_name_only(source, name, keys, patterns, names, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = published(name, keys)
+    model.save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    whole = published(source, keys).state_dict()
+    prefix = "roberta." if source == "RobertaModel" else ""
+    surplus = {prefix + key: x for key, x in whole.items() if "pooler" in key or "seq_relationship" in key}
+    save_file({**load_file(path), **surplus}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"surplus tensors: .*{names}.*{name} has no place .*--leave-out"):
+        convert_checkpoint(tmp_path / "model", tmp_path / "out")
+    with pytest.raises(ValueError, match=r"leave_out 'pooler' fits no surplus tensor; they are: .*pooler"):
+        convert_checkpoint(tmp_path / "model", tmp_path / "out", leave_out=["pooler"])
+    out = convert_checkpoint(tmp_path / "model", tmp_path / "out", leave_out=patterns)
+    ours = transformers.AutoModelForMaskedLM.from_pretrained(out, dtype="float32").eval()
+    inputs, _ = example(name)
+    assert difference(ours(**inputs).logits, model(**inputs).logits) <= TOLERANCE
 
 
 def test_the_tokenizer_and_generation_settings_come_along(tmp_path):

@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import RopeParameters
+from transformers.models.auto import modeling_auto
 
 POSITIONS = ("learned", "sinusoidal", "rotary", "alibi", "relative", "none")
 NORMS = ("layer_norm", "rms_norm")
@@ -216,6 +217,34 @@ class HlrPreTrainedModel(PreTrainedModel):
             )
         config.check()
         super().__init__(config)
+
+
+def carry_code(model: PreTrainedModel) -> None:
+    """Makes ``save_pretrained`` and ``push_to_hub`` of this model write its family's code too.
+
+    ``from_pretrained(folder, trust_remote_code=True)`` then needs no install, through the Auto class of
+    any head of the family and through ``AutoModel``: transformers itself would name this head only.
+
+    Raises:
+        ValueError: a part of a model, which no Auto class loads.
+    """
+    config_class, heads = type(model.config), {}
+    for name in modeling_auto.__all__:
+        mapping = getattr(getattr(modeling_auto, name), "_model_mapping", None)
+        if mapping is not None and config_class in mapping:
+            heads[name] = mapping[config_class]
+    own = next((name for name, head in heads.items() if head is type(model)), None)
+    if own is None:
+        raise ValueError(
+            f"{type(model).__name__} is not registered with an Auto class, so none could load its code; "
+            f"allowed: {', '.join(head.__name__ for head in heads.values())}"
+        )
+    config_class.register_for_auto_class()
+    type(model).register_for_auto_class(own)
+    classes = {"AutoConfig": config_class, **heads}
+    model.config.auto_map = {
+        name: f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}" for name, cls in classes.items()
+    }
 
 
 def check_token_ids(

@@ -28,7 +28,7 @@ from transformers.models.auto import modeling_auto
 from transformers.utils import is_flash_attn_2_available
 
 import hf_llm_recipes.models as package
-from hf_llm_recipes.models.base import HlrConfig, HlrPreTrainedModel
+from hf_llm_recipes.models.base import HlrConfig, HlrPreTrainedModel, carry_code
 
 MODULES = [
     importlib.import_module(f"{package.__name__}.{found.name}")
@@ -701,27 +701,45 @@ CLEAN_PROCESS = textwrap.dedent(
         difference = (logits - saved["logits"]).abs().max()
         assert difference < 2e-6, difference  # equal weights at another place in memory, see same_to_rounding
         print("same", type(model).__name__)
+        if job["is_text"]:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(job["folder"], trust_remote_code=True)
+            assert tokenizer("the cat sat")["input_ids"] == [5, 6, 7]
+            print("tokens")
     """
 )
 
 
-def test_the_code_travels_with_the_checkpoint(tmp_path):
+@pytest.fixture
+def classes_as_before():
+    """``carry_code`` marks classes; other tests should find them unmarked."""
+    before = {cls: cls._auto_class for cls in (*CONFIGS, *HEADS)}
+    yield
+    for cls, value in before.items():
+        cls._auto_class = value
+
+
+def job(auto, folder, model, inputs):
+    """What the clean process needs to load a folder and compare the result."""
+    tensors = folder / f"{auto}.pt"
+    with torch.no_grad():
+        torch.save({"inputs": inputs, "logits": main_output(model(**inputs))}, tensors)
+    is_text = (folder / "tokenizer_config.json").exists()
+    return {"auto": auto, "folder": str(folder), "tensors": str(tensors), "is_text": is_text}
+
+
+def test_the_code_travels_with_the_checkpoint(tmp_path, classes_as_before):
+    """Each head by its own Auto class; each family also by ``AutoModel``; the tokenizer beside it."""
     jobs = []
     for head in HEADS:
         auto = next(value for part, value in AUTO_CLASSES.items() if part in head.__name__)
-        folder, tensors = tmp_path / head.__name__, tmp_path / f"{head.__name__}.pt"
-        model = make(head)
-        saved_classes = type(model.config), head
-        previous = [cls._auto_class for cls in saved_classes]
-        type(model.config).register_for_auto_class()
-        head.register_for_auto_class(auto)
+        folder, model = tmp_path / head.__name__, make(head)
+        carry_code(model)
         model.save_pretrained(folder)
-        for cls, value in zip(saved_classes, previous, strict=True):
-            cls._auto_class = value
-        inputs = batch(model)
-        with torch.no_grad():
-            torch.save({"inputs": inputs, "logits": main_output(model(**inputs))}, tensors)
-        jobs.append({"auto": auto, "folder": str(folder), "tensors": str(tensors)})
+        if "Vision" not in head.__name__:
+            word_tokenizer(model.config.vocab_size).save_pretrained(folder)
+        jobs.append(job(auto, folder, model, batch(model)))
+        if head is next(cls for cls in HEADS if cls.config_class is head.config_class):
+            jobs.append(job("AutoModel", folder, model.model, inputs_only(model)))
         assert {"base.py", "layers.py", "packed.py"} <= {path.name for path in folder.iterdir()}
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
     (tmp_path / "clean.py").write_text(CLEAN_PROCESS)
@@ -734,4 +752,22 @@ def test_the_code_travels_with_the_checkpoint(tmp_path):
         text=True,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("same") == len(HEADS)
+    assert result.stdout.count("same") == len(jobs) == len(HEADS) + len(CONFIGS)
+    assert result.stdout.count("tokens") == sum(one["is_text"] for one in jobs)
+
+
+def test_every_head_of_a_family_is_named_in_the_folder(tmp_path, classes_as_before):
+    head = next(cls for cls in HEADS if cls.__name__ == "HlrDecoderForCausalLM")
+    model = make(head)
+    carry_code(model)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == {
+        "AutoConfig": "decoder.HlrDecoderConfig",
+        "AutoModel": "decoder.HlrDecoderModel",
+        "AutoModelForCausalLM": "decoder.HlrDecoderForCausalLM",
+        "AutoModelForSequenceClassification": "decoder.HlrDecoderForSequenceClassification",
+        "AutoModelForTokenClassification": "decoder.HlrDecoderForTokenClassification",
+    }
+    seq2seq = next(cls for cls in HEADS if cls.config_class.is_encoder_decoder)
+    with pytest.raises(ValueError, match="SourceEncoder is not registered with an Auto class"):
+        carry_code(make(seq2seq).model.encoder)
