@@ -347,6 +347,8 @@ def _print_answers(texts: list[str], answers: list[dict]) -> None:
             said = " ".join(tag or "?" for tag in answer["tags"])
         elif "generated" in answer:
             said = answer["generated"]
+        elif "vector" in answer:
+            said = f"{len(answer['vector'])} numbers: {', '.join(f'{x:.3f}' for x in answer['vector'][:4])}, …"
         else:
             said = f"{answer['value']:.4f}"
         typer.echo(f"{said}  <-  {text}")

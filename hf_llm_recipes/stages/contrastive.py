@@ -14,15 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
 
 from hf_llm_recipes.errors import RunError
 from hf_llm_recipes.registry import STAGES
 from hf_llm_recipes.stages._training import StageModule, accepted_inputs, backbone_of, left_as_found, train
 from hf_llm_recipes.stages.base import Stage, StageParts
+from hf_llm_recipes.tasks._contrastive import check_dropout, mean_vectors, view_losses
 
 RATE = 3e-5  # Gao et al. 2021, appendix A
 SOLVED = 0.01  # of the loss of a blind guess, log B
+NO_DROPOUT = "give the adapter one (`tuning.lora_dropout`), or use the stage `mlm`"
 
 log = logging.getLogger("hf_llm_recipes")
 
@@ -69,7 +70,7 @@ class Contrastive(Stage):
             DataError: the pool is empty.
         """
         backbone = backbone_of(parts.model)
-        _check_dropout(backbone)
+        check_dropout(backbone, hint=NO_DROPOUT)
         if len(parts.pool) == 1:
             raise RunError("the pool has one row: nothing to tell it from", where="data.unlabeled")
         with left_as_found(parts.model):
@@ -100,11 +101,9 @@ class TwoPasses(StageModule):
     def forward(self, **inputs: Tensor) -> Tensor:
         """Returns the rows' vectors of both passes, (2, B, D)."""
         twice = {key: torch.cat([value, value]) for key, value in inputs.items()}
-        states = self.backbone(**twice).last_hidden_state.float()
+        states = self.backbone(**twice).last_hidden_state
         mask = twice.get("attention_mask", torch.ones(states.shape[:2], device=states.device))
-        weight = mask[..., None].float()
-        vectors = (states * weight).sum(1) / weight.sum(1).clamp(min=1)
-        return vectors.unflatten(0, (2, -1))
+        return mean_vectors(states, mask).unflatten(0, (2, -1))
 
 
 class PairCollator:
@@ -128,13 +127,8 @@ class PairCollator:
 def contrastive_loss(
     vectors_2BD: Tensor, labels_B: Tensor, num_items_in_batch: Tensor, *, temperature: float
 ) -> Tensor:
-    """Returns this forward's share of the mean loss over the optimizer step's rows.
-
-    −log(exp(cos(z_i, z'_i)/τ) / Σ_j exp(cos(z_i, z'_j)/τ)), z and z' the two passes, j over the B rows.
-    """
-    first_BD, second_BD = normalize(vectors_2BD.float(), dim=-1)
-    similarity_BB = first_BD @ second_BD.T / temperature
-    return cross_entropy(similarity_BB, labels_B, reduction="sum") / num_items_in_batch
+    """Returns this forward's share of the mean loss over the optimizer step's rows (``view_losses``)."""
+    return view_losses(vectors_2BD, temperature).sum() / num_items_in_batch
 
 
 def _warn_if_solved(first_loss: float | None, rows: int) -> None:
@@ -144,20 +138,4 @@ def _warn_if_solved(first_loss: float | None, rows: int) -> None:
             "before the stage, which had nothing to teach it: take it out, or raise `temperature`",
             first_loss,
             math.log(rows),
-        )
-
-
-def _check_dropout(backbone: nn.Module) -> None:
-    config = {
-        key: value
-        for key, value in backbone.config.to_dict().items()
-        if "dropout" in key and isinstance(value, int | float)
-    }
-    modules = any(isinstance(module, nn.Dropout) and module.p > 0 for module in backbone.modules())
-    attention = any(value > 0 for key, value in config.items() if "attention" in key)  # often no module
-    if not modules and not attention:
-        found = ", ".join(f"{key}: {value}" for key, value in config.items()) or "no such key"
-        raise RunError(
-            f"the model has no dropout ({found}), so both passes of a row would be equal",
-            hint="give the adapter one (`tuning.lora_dropout`), or use the stage `mlm`",
         )
