@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from pathlib import Path
 
 from transformers import TrainerCallback
 
+from hf_llm_recipes.callbacks._lines import append, cut_back
 from hf_llm_recipes.registry import CALLBACKS
 
 
@@ -29,24 +29,13 @@ class LogFile(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Cuts the file back to the step at which training begins."""
-        if state.is_world_process_zero and self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step(line) <= state.global_step] if state.global_step else []
-            self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        if state.is_world_process_zero:
+            cut_back(self.path, state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Appends one line."""
         if state.is_world_process_zero and logs:
-            line = {"step": state.global_step, "time": round(time.time(), 3), **_finite(logs)}
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-
-
-def _step(line: str) -> int:
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):  # the torn last line of a killed run
-        return 1 << 62
+            append(self.path, {"step": state.global_step, "time": round(time.time(), 3), **_finite(logs)})
 
 
 def _finite(logs: dict) -> dict:
