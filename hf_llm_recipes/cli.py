@@ -348,7 +348,8 @@ def _print_answers(texts: list[str], answers: list[dict]) -> None:
         elif "generated" in answer:
             said = answer["generated"]
         elif "vector" in answer:
-            said = f"{len(answer['vector'])} numbers: {', '.join(f'{x:.3f}' for x in answer['vector'][:4])}, …"
+            vector = answer["vector"]
+            said = f"{len(vector)} numbers: {', '.join(f'{x:.3f}' for x in vector[:4])}, …"
         else:
             said = f"{answer['value']:.4f}"
         typer.echo(f"{said}  <-  {text}")
