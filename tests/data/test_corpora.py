@@ -97,6 +97,7 @@ def test_every_corpus_has_a_line_and_a_licence():
         "local/digits",
         "local/python-docstrings",
         "local/python-names",
+        "local/python-questions",
         "local/python-source",
     ]
     assert lines["local/digits"] == "8x8 images of handwritten digits (CC-BY-4.0)"
@@ -107,7 +108,7 @@ def test_every_corpus_has_a_line_and_a_licence():
         assert corpus.license
         assert corpus.packages
         seen += 1
-    assert seen == 4
+    assert seen == 5
 
 
 CLEANED = {
