@@ -87,8 +87,11 @@ def test_what_is_no_run(run, tmp_path):
         RunDirectory.existing(tmp_path / "empty")
     with pytest.raises(RunError, match="no such run directory\n  do: `hf-llm-recipes run` makes one"):
         RunDirectory.existing(tmp_path / "nowhere")
-    with pytest.raises(RunError, match=f"no such run directory\n  do: runs in .*{tmp_path.name}"):
-        RunDirectory.existing(tmp_path.parent / "nowhere")
+    mine = tmp_path / "runs" / "mine"
+    mine.mkdir(parents=True)
+    (mine / "recipe.yaml").write_text("name: mine\n", encoding="utf-8")
+    with pytest.raises(RunError, match="no such run directory\n  do: runs in .*: mine$"):
+        RunDirectory.existing(tmp_path / "runs" / "nowhere")
 
 
 def test_a_file_is_written_whole_or_not_at_all(run, monkeypatch):
