@@ -90,7 +90,7 @@ def test_what_is_no_run(run, tmp_path):
     mine = tmp_path / "runs" / "mine"
     mine.mkdir(parents=True)
     (mine / "recipe.yaml").write_text("name: mine\n", encoding="utf-8")
-    with pytest.raises(RunError, match="no such run directory\n  do: runs in .*: mine$"):
+    with pytest.raises(RunError, match=r"no such run directory\n  do: runs in .*: mine$"):
         RunDirectory.existing(tmp_path / "runs" / "nowhere")
 
 
