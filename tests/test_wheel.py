@@ -1,10 +1,10 @@
-"""The built wheel works away from the checkout: recipes inside, commands running."""
+"""The built wheel works in an environment of its own: recipes inside, the command on its PATH."""
 
 import os
 import shutil
 import subprocess
 import sys
-import zipfile
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """The wheel's contents, unpacked as an installer would."""
-    source, built, target = (tmp_path_factory.mktemp(name) for name in ("source", "built", "site"))
+    """A fresh virtual environment with the wheel installed by pip; its dependencies are this one's."""
+    source, built, target = (tmp_path_factory.mktemp(name) for name in ("source", "built", "env"))
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for name in ("hf_llm_recipes", "recipes"):  # a copy: building leaves a build/ folder in its source
@@ -23,15 +23,19 @@ def installed(tmp_path_factory):
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(built), str(source)]
     subprocess.run(command, check=True)
     (wheel,) = built.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(target)
-    return target
+    subprocess.run([sys.executable, "-m", "venv", str(target)], check=True)
+    (site,) = target.glob("lib/python*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+    pip = [str(target / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--force-reinstall", str(wheel)], check=True)
+    return site
 
 
 def run(installed, *arguments, cwd):
     return subprocess.run(
-        [sys.executable, "-m", "hf_llm_recipes.cli", *arguments],
+        [str(installed.parents[2] / "bin" / "hf-llm-recipes"), *arguments],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(installed)},
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
         capture_output=True,
         text=True,
         check=False,
@@ -43,7 +47,9 @@ def test_every_python_file_and_recipe_is_in_the_wheel(installed):
     sources = {p.relative_to(ROOT).as_posix() for p in package.rglob("*.py")}
     recipes = {f"hf_llm_recipes/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / "recipes").rglob("*.yaml")}
     found = {
-        p.relative_to(installed).as_posix() for p in installed.rglob("*") if p.suffix in (".py", ".yaml")
+        p.relative_to(installed).as_posix()
+        for p in (installed / "hf_llm_recipes").rglob("*")
+        if p.suffix in (".py", ".yaml")
     }
     assert len(sources) > 30
     assert len(recipes) >= 8

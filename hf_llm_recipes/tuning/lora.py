@@ -16,11 +16,18 @@ class Lora(Tuning):
         **config: Arguments of ``peft.LoraConfig``, e.g. ``r``, ``lora_alpha``, ``use_dora``.
             ``target_modules`` defaults to every linear layer of the backbone (QLoRA,
             Dettmers et al. 2023, §4), where peft's own default takes query and value only.
+
+    Raises:
+        ValueError: a number that peft refuses only once the model is loaded.
     """
 
     uses_adapter: ClassVar[bool] = True
 
     def __init__(self, **config: Any) -> None:
+        if config.get("r", 1) < 1:
+            raise ValueError(f"r is {config['r']}; allowed: 1 or more")
+        if not 0 <= config.get("lora_dropout", 0.0) <= 1:
+            raise ValueError(f"lora_dropout is {config['lora_dropout']}; allowed: 0 to 1")
         self.config = {"target_modules": "all-linear", **config}
 
     @classmethod

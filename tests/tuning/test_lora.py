@@ -81,3 +81,15 @@ def test_modules_trained_whole_are_not_quantised(bits, tmp_path):
     assert len(pooler) == 2
     assert all(p.requires_grad and p.is_floating_point() for p in pooler.values())
     assert "bert.pooler" in built.quantization["llm_int8_skip_modules"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"r": 0}, "r is 0; allowed: 1 or more"),
+        ({"lora_dropout": 2.0}, "lora_dropout is 2.0; allowed: 0 to 1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_a_model_is_loaded(given, message):
+    with pytest.raises(ValueError, match=message):
+        Lora(**given)
