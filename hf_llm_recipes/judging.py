@@ -102,7 +102,9 @@ def _test_rows(recipe: Recipe, predictor: Predictor) -> Any:
     from hf_llm_recipes.data.loading import Source, load
 
     source = recipe.build("data", cls=Source)
-    return load(source, stratify_by=predictor.task.stratify_by).test
+    task = predictor.task
+    texts = task.input_columns if task.processor == "tokenizer" else ()
+    return load(source, stratify_by=task.stratify_by, text_columns=texts).test
 
 
 def _file_rows(recipe: Recipe, path: str | Path) -> Any:

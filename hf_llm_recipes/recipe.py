@@ -237,6 +237,9 @@ class Recipe:
         refused = refused or {}
         for key, value in given.items():
             self._check_key((*path, key), value, known, refused)
+            inner = _inner_section(known[key][0])
+            if inner is not None and isinstance(value, dict):
+                self.arguments(*path, key, cls=inner)
         missing = [k for k, (_, required) in known.items() if required and given.get(k) is None]
         if missing:
             raise RecipeError(
@@ -381,6 +384,8 @@ def _fits_container(value: Any, kind: Any, inner: tuple) -> bool:
         return value is None
     if not isinstance(kind, type):
         return True
+    if dataclasses.is_dataclass(kind):
+        return isinstance(value, dict)
     if issubclass(kind, enum.Enum):
         return value in [member.value for member in kind]
     if kind is bool:
@@ -397,6 +402,14 @@ def _fits_container(value: Any, kind: Any, inner: tuple) -> bool:
         items = [i for i in inner if i is not Ellipsis]
         return isinstance(value, list) and (not items or all(any(fits(v, i) for i in items) for v in value))
     return True
+
+
+def _inner_section(hint: Any) -> type | None:
+    """The dataclass whose keyword arguments a mapping is, where the argument takes no other mapping."""
+    members = typing.get_args(hint) or (hint,)
+    if any((typing.get_origin(member) or member) is dict for member in members):
+        return None
+    return next((m for m in members if isinstance(m, type) and dataclasses.is_dataclass(m)), None)
 
 
 def _signature(cls: type) -> dict[str, tuple[Any, bool]]:
@@ -542,6 +555,8 @@ def _describe(hint: Any) -> str:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(_describe(i) for i in inner if i is not type(None)))
+    if dataclasses.is_dataclass(hint):
+        return "a mapping"
     if origin is list and inner:
         return f"a list of: {_describe(inner[0])}"
     return words.get(origin or hint, getattr(hint, "__name__", str(hint)))

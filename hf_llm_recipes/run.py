@@ -350,17 +350,26 @@ class _Runner:
         from hf_llm_recipes.tuning import _model
 
         plan = self.plan
-        self.tokenizer = _model.load_processor(plan.model, plan.task.processor)
-        plan.model = plan.recipe.located(lambda: plan.task.fit_model(plan.model), "task")
-        base_config = plan.recipe.located(lambda: _model.load_config(plan.model, {}, self.tokenizer), "model")
         uses_pool = plan.method.takes_unlabeled or bool(plan.stages)
-        columns = plan.task.input_columns if uses_pool else None
+        inputs = plan.task.input_columns
         self.loaded = plan.recipe.located(
-            lambda: load(plan.source, stratify_by=plan.task.stratify_by, input_columns=columns), "data"
+            lambda: load(
+                plan.source,
+                stratify_by=plan.task.stratify_by,
+                input_columns=inputs if uses_pool else None,
+                text_columns=inputs if plan.task.processor == "tokenizer" else (),
+            ),
+            "data",
         )
         if not uses_pool:
             self.loaded.unlabeled = None  # `labels_per_class` makes one for whoever wants it
         self._say(self.loaded.description.get("notes", []))
+        self.tokenizer = plan.recipe.located(
+            lambda: _model.load_processor(plan.model, plan.task.processor, self.loaded.train, inputs), "model"
+        )
+        self._say(_model.tokenizer_notes(plan.model, self.tokenizer))
+        plan.model = plan.recipe.located(lambda: plan.task.fit_model(plan.model), "task")
+        base_config = plan.recipe.located(lambda: _model.load_config(plan.model, {}, self.tokenizer), "model")
         self.prepared = plan.recipe.located(
             lambda: plan.task.prepare(self.loaded, self.tokenizer, base_config), "task"
         )
@@ -877,7 +886,9 @@ def _resolved(recipe: Recipe, bound: dict[str, Any], trainer: dict[str, Any]) ->
         if key in names:
             section.setdefault("name", names[key])
         if dataclasses.is_dataclass(instance):
-            section |= {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance) if f.init}
+            given = {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance) if f.init}
+            inner = {k: dataclasses.asdict(v) for k, v in given.items() if dataclasses.is_dataclass(v)}
+            section |= given | inner
         copied.values[key] = {k: v for k, v in section.items() if v is not None}
     copied.values["trainer"] = trainer
     copied.values.setdefault("seed", SEED)

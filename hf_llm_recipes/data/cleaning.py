@@ -4,23 +4,31 @@ Notable:
 - Each rule is one function; `CHANGES` and `DROPS` hold them in the order they run.
 - Nothing is changed or dropped uncounted: `Cleaned.report` has every rule that did something, with the
   first rows it did it to.
+- A recipe cleans all splits and drops rows of train and the pool only: how many rows are held out is
+  part of a benchmark.
 - Blanks inside a line stay: in code they carry meaning.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from hf_llm_recipes.data.texts import column_texts, with_texts
 from hf_llm_recipes.errors import DataError
 
-__all__ = ["Cleaned", "Cleaning", "clean", "repeated_lines"]
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["Cleaned", "Cleaning", "clean", "clean_splits", "repeated_lines"]
 
 EXAMPLES = 5  # rows named for each rule
 # C0 and C1 controls but tab and line feed, the soft hyphen, zero-width characters that join nothing, the
@@ -173,13 +181,82 @@ def clean(
     counts, cleaned, kept = _Counts(), [], []
     for row, text in enumerate(texts):
         text = _changed("" if text is None else text, row, rules, boilerplate, counts)
-        rule = next((name for name, is_bad in DROPS.items() if is_bad(text, rules)), None) if drop else None
-        if rule is not None:
-            counts.add(rule, row, dropped=True)
-            continue
-        cleaned.append(text)
-        kept.append(row)
+        if not (drop and _is_dropped(text, row, rules, counts)):
+            cleaned.append(text)
+            kept.append(row)
     return Cleaned(cleaned, np.asarray(kept, dtype=np.int64), counts.report)
+
+
+def clean_splits(
+    splits: Mapping[str, Dataset], columns: Sequence[str], rules: Cleaning, *, held_out: Collection[str]
+) -> tuple[dict[str, Dataset], dict[str, Any], list[str]]:
+    """Returns cleaned splits, a report for each (column -> rule -> …), and sentences.
+
+    Boilerplate is looked for in ``train``. A row of several columns is dropped for what they hold together.
+
+    Args:
+        splits: Name -> rows; ``train`` among them.
+        columns: Of text.
+        rules: Which rules, and their limits.
+        held_out: Names of the splits that lose no row.
+
+    Raises:
+        DataError: a column is missing or no text, or nothing is left of train.
+    """
+    texts = {
+        part: {name: column_texts(rows, name, key="data.clean", part=part) for name in columns}
+        for part, rows in splits.items()
+    }
+    lines = {name: repeated_lines(values, rules) for name, values in texts["train"].items()}
+    cleaned, report, notes = {}, {}, []
+    for part, rows in splits.items():
+        made = {
+            name: clean(texts[part][name], rules, boilerplate=lines[name], drop=False) for name in columns
+        }
+        report[part] = {name: each.report for name, each in made.items() if each.report}
+        for name in report[part]:
+            told = _fingerprint(rows, name, rules, lines[name])
+            rows = with_texts(rows, name, made[name].texts, told)
+        if part not in held_out:
+            kept, dropped = _kept([each.texts for each in made.values()], rules)
+            if dropped:
+                rows = rows.select(kept)
+                report[part]["row"] = dropped
+        cleaned[part] = rows
+        notes += _sentences(part, report[part])
+    notes = notes or ["cleaning changed no row and dropped none"]
+    if not len(cleaned["train"]):
+        raise DataError("cleaning leaves no row of train", where="data.clean", hint="loosen its limits")
+    return cleaned, report, notes
+
+
+def _kept(columns: list[list[str]], rules: Cleaning) -> tuple[list[int], dict[str, dict[str, Any]]]:
+    counts, kept = _Counts(), []
+    for row, texts in enumerate(zip(*columns, strict=True)):
+        if not _is_dropped("\n".join(filter(None, texts)), row, rules, counts):
+            kept.append(row)
+    return kept, counts.report
+
+
+def _fingerprint(rows: Dataset, column: str, rules: Cleaning, lines: frozenset[str]) -> str:
+    told = json.dumps([rows._fingerprint, column, asdict(rules), sorted(lines)])
+    return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _sentences(part: str, found: dict[str, dict[str, Any]]) -> list[str]:
+    changed: Counter[str] = Counter()
+    for name, rules in found.items():
+        if name != "row":
+            changed.update({rule: entry["rows"] for rule, entry in rules.items()})
+    said = [f"cleaning changed rows of {part}: {_listed(changed)}"] if changed else []
+    dropped = {rule: entry["rows"] for rule, entry in found.get("row", {}).items()}
+    if dropped:
+        said.append(f"cleaning dropped {sum(dropped.values()):,} rows of {part}: {_listed(dropped)}")
+    return said
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {rule.replace('_', ' ')}" for rule, count in counts.items())
 
 
 def repeated_lines(texts: Sequence[str | None], rules: Cleaning) -> frozenset[str]:
@@ -199,6 +276,13 @@ def repeated_lines(texts: Sequence[str | None], rules: Cleaning) -> frozenset[st
         holding.update(line for line in lines if len(line) >= rules.boilerplate_characters)
     needed = max(2, rules.boilerplate_share * len(texts))
     return frozenset(line for line, documents in holding.items() if documents >= needed)
+
+
+def _is_dropped(text: str, row: int, rules: Cleaning, counts: _Counts) -> bool:
+    rule = next((name for name, is_bad in DROPS.items() if is_bad(text, rules)), None)
+    if rule is not None:
+        counts.add(rule, row, dropped=True)
+    return rule is not None
 
 
 def _changed(text: Any, row: int, rules: Cleaning, boilerplate: frozenset[str], counts: _Counts) -> str:

@@ -18,11 +18,17 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-__all__ = ["Deduplication", "Duplicate", "Duplicates", "find_duplicates", "similarity"]
+from hf_llm_recipes.data.texts import joined_texts
+from hf_llm_recipes.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["Deduplication", "Duplicate", "Duplicates", "drop_duplicates", "find_duplicates", "similarity"]
 
 PERMUTATIONS = 128
 RECALL = 0.999  # of pairs exactly at the threshold; of more alike ones it is higher
@@ -127,6 +133,49 @@ def find_duplicates(
         for name, texts in parts.items()
     }
     return Duplicates(pairs, kept, _report(pairs, held_out))
+
+
+def drop_duplicates(
+    splits: Mapping[str, Dataset],
+    columns: Sequence[str],
+    rules: Deduplication,
+    *,
+    held_out: Collection[str],
+) -> tuple[dict[str, Dataset], dict[str, Any], list[str]]:
+    """Returns splits without duplicates, the report, and sentences.
+
+    Args:
+        splits: Name -> rows, those first that are the originals of others.
+        columns: Of text; a row's are compared together.
+        rules: What counts as a duplicate.
+        held_out: Names of the splits that lose no row.
+
+    Raises:
+        DataError: a column is missing or no text, or nothing is left of a split.
+    """
+    texts = {part: joined_texts(rows, columns, key="data.dedup", part=part) for part, rows in splits.items()}
+    found = find_duplicates(texts, rules, held_out=held_out)
+    kept = {}
+    for part, rows in splits.items():
+        numbers = found.kept[part]
+        if len(rows) and not len(numbers):
+            raise DataError(
+                f"every row of {part} is in the held-out splits", where="data.dedup", hint="check the files"
+            )
+        kept[part] = rows if len(numbers) == len(rows) else rows.select(numbers)
+    return kept, found.report, _sentences(found.report, rules)
+
+
+def _sentences(report: dict[str, Any], rules: Deduplication) -> list[str]:
+    alike = "the same text" if rules.method == "exact" else f"similarity {rules.similarity:g} or more"
+    said = []
+    for part, counts in report["dropped"].items():
+        of = ", ".join(f"{count:,} like rows of {other}" for other, count in counts.items())
+        said.append(f"{sum(counts.values()):,} rows of {part} are dropped as duplicates ({alike}): {of}")
+    for part, counts in report["left_in"].items():
+        of = ", ".join(f"{count:,} of {other}" for other, count in counts.items())
+        said.append(f"rows of {part} are like other rows ({alike}) and stay: {of}")
+    return said or [f"no row is a duplicate of another ({alike})"]
 
 
 def similarity(a: str, b: str, words: int = 5) -> float:

@@ -4,6 +4,7 @@ Notable:
 - No row is in train and in a held-out part: overlapping expressions are an error, and
   what is missing is cut from the selected train rows.
 - `Loaded.description` says where every split came from, with a fingerprint.
+- Cleaning and deduplication come before rows are held out, so that no duplicate lands on the other side.
 - A pool of unlabeled rows is named, or made of train rows that lose their label; no row of it is a
   row of eval or test.
 - No torch and no datasets at import.
@@ -12,14 +13,17 @@ Notable:
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from hf_llm_recipes.data.cleaning import Cleaning, clean_splits
+from hf_llm_recipes.data.dedup import Deduplication, drop_duplicates
 from hf_llm_recipes.data.origins import EVAL_NAMES, Opened, Origin, file_origin, open_source
 from hf_llm_recipes.data.pool import check_pool, few_labels
 from hf_llm_recipes.data.reading import READERS, read_table
@@ -59,6 +63,12 @@ class Source:
         encoding: Of text files.
         delimiter: Of CSV; by default the tab for .tsv and the comma otherwise.
         streaming: Read train as a stream; eval and test must then be splits.
+        clean: Rules for the task's text columns; true takes their defaults.
+        dedup: Drops rows of train and the pool that are held-out rows or their own, by the task's text
+            columns; ``exact`` or ``near`` alone take the defaults.
+
+    Raises:
+        ValueError: a rule of ``clean`` or ``dedup`` out of its range.
     """
 
     name: str
@@ -78,6 +88,24 @@ class Source:
     encoding: str = "utf-8"
     delimiter: str | None = None
     streaming: bool = False
+    clean: Cleaning | bool | None = None
+    dedup: Deduplication | Literal["exact", "near"] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.clean, bool):
+            self.clean = Cleaning() if self.clean else None
+        if isinstance(self.dedup, str):
+            self.dedup = _inner(Deduplication, {"method": self.dedup}, "dedup")
+        for key, cls in (("clean", Cleaning), ("dedup", Deduplication)):
+            if isinstance(getattr(self, key), dict):
+                setattr(self, key, _inner(cls, getattr(self, key), key))
+
+
+def _inner(cls: type, given: dict, key: str) -> object:
+    try:
+        return cls(**given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 @dataclass
@@ -137,7 +165,11 @@ class Selection:
 
 
 def load(
-    source: Source, *, stratify_by: str | None = None, input_columns: Sequence[str] | None = None
+    source: Source,
+    *,
+    stratify_by: str | None = None,
+    input_columns: Sequence[str] | None = None,
+    text_columns: Sequence[str] = (),
 ) -> Loaded:
     """Returns train, eval and test of a data section, and the pool where it has one.
 
@@ -146,6 +178,7 @@ def load(
         stratify_by: The label column (by the task's name for it) whose shares held-out rows keep.
         input_columns: The columns by which rows of the pool are compared with the others; None
             compares nothing.
+        text_columns: What ``clean`` and ``dedup`` read.
 
     Raises:
         DataError: the source, a file, a split expression, a column or a fraction that cannot
@@ -177,6 +210,7 @@ def load(
         part: {"origin": selection.text, "fingerprint": selection.fingerprint}
         for part, selection in selections.items()
     }
+    findings = _prepare_texts(source, data, described, text_columns, notes)
     missing = [part for part in PARTS if part not in data]
     if source.eval_fraction == 0 and "eval" in missing:
         missing.remove("eval")
@@ -198,7 +232,8 @@ def load(
     for part in [part for part in (*PARTS, "unlabeled") if data.get(part) is not None]:
         rows = None if part == "train" and source.streaming else len(data[part])
         described[part] = {"rows": rows, "columns": data[part].column_names, **described[part]}
-    return Loaded(**data, description={**opened.description, "splits": described, "notes": notes})
+    facts = {**opened.description, "splits": described, **findings, "notes": notes}
+    return Loaded(**data, description=facts)
 
 
 def read_rows(path: str | Path, *, source: Source | None = None) -> Dataset:
@@ -406,6 +441,35 @@ def _rename(
     names = {old: new for new, old in columns.items()}
     aside = {old: f"\0{old}" for old in names}
     return data.rename_columns(aside).rename_columns({aside[old]: new for old, new in names.items()})
+
+
+def _prepare_texts(
+    source: Source, data: dict, described: dict[str, dict], columns: Sequence[str], notes: list[str]
+) -> dict[str, dict]:
+    """Cleans and deduplicates what there is, in place; returns the reports."""
+    steps = {"clean": (source.clean, clean_splits), "dedup": (source.dedup, drop_duplicates)}
+    reports = {}
+    for key, (rules, step) in steps.items():
+        if rules is None:
+            continue
+        if source.streaming or not columns:
+            raise DataError(
+                f"`{key}` needs rows of text that are read whole",
+                where=f"data.{key}",
+                hint="take it out" + (", or set `data.streaming: false`" if source.streaming else ""),
+            )
+        order = [part for part in ("test", "eval", "train", "unlabeled") if part in data]
+        made, reports[key], said = step(
+            {part: data[part] for part in order}, columns, rules, held_out=("test", "eval")
+        )
+        notes += said
+        told = json.dumps([key, asdict(rules), {part: described[part]["fingerprint"] for part in order}])
+        for part in order:
+            if made[part] is not data[part]:
+                data[part] = made[part]
+                described[part]["origin"] += ", cleaned" if key == "clean" else ", without duplicates"
+                described[part]["fingerprint"] = _sha256(f"{part} of {told}")
+    return reports
 
 
 def _cut(

@@ -138,7 +138,9 @@ def _check_texts(texts: Sequence[str]) -> None:
 def _check_room(training: TokenizerTraining, needed: int, reason: str) -> None:
     if training.vocab_size < needed:
         raise DataError(
-            f"vocab_size is {training.vocab_size}", allowed=f"{needed} or more: {reason}", hint="raise it"
+            f"the tokenizer's vocab_size is {training.vocab_size}",
+            allowed=f"{needed} or more: {reason}",
+            hint="raise it",
         )
 
 

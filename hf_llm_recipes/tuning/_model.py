@@ -9,16 +9,21 @@ Notable:
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
+from datasets import IterableDataset
 from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoTokenizer,
@@ -29,7 +34,9 @@ from transformers import (
 )
 
 from hf_llm_recipes import assets
-from hf_llm_recipes.errors import RunError, did_you_mean
+from hf_llm_recipes.data.texts import column_texts
+from hf_llm_recipes.data.tokenizer_training import TokenizerTraining, train_tokenizer
+from hf_llm_recipes.errors import DataError, RunError, did_you_mean
 from hf_llm_recipes.models import decoder, encoder, encoder_decoder, vision  # noqa: F401  registers them
 from hf_llm_recipes.models.base import check_config_keys
 from hf_llm_recipes.tuning.base import Tuning
@@ -44,8 +51,8 @@ class ModelSource:
         architecture: Instead of ``name``: a ``model_type``, e.g. ``hlr_encoder``.
         preset: A named size of one of our architectures.
         config: Values of the architecture's configuration; a key it does not have is an error.
-        tokenizer: With ``architecture``: whose tokenizer (a Hub id, a folder, ``local/…``). One that
-            takes images needs none.
+        tokenizer: With ``architecture``: whose tokenizer (a Hub id, a folder, ``local/…``), or how one is
+            trained on the train split: ``{train: bpe, vocab_size: 8000}``. One that takes images needs none.
         revision: Commit, tag or branch on the Hub.
         dtype: Of the weights; ``auto`` takes what the device computes well.
         trust_remote_code: Runs the Python code that the checkpoint ships.
@@ -59,7 +66,7 @@ class ModelSource:
     architecture: str | None = None
     preset: str | None = None
     config: dict[str, Any] | None = None
-    tokenizer: str | None = None
+    tokenizer: TokenizerTraining | str | None = None
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     trust_remote_code: bool = False
@@ -68,9 +75,11 @@ class ModelSource:
     def __post_init__(self) -> None:
         if (self.name is None) == (self.architecture is None):
             raise ValueError("give either name (weights) or architecture (random weights), not both")
+        if isinstance(self.tokenizer, dict):
+            self.tokenizer = _tokenizer_training(self.tokenizer)
         if self.architecture is not None:
             self._check_architecture()
-            if self.tokenizer is not None:
+            if isinstance(self.tokenizer, str):
                 assets.check_model(self.tokenizer)
             return
         for key in ("preset", "config", "tokenizer"):
@@ -83,7 +92,16 @@ class ModelSource:
         """What ``from_pretrained`` takes; ``local/…`` is fetched when it is first asked for."""
         if self.name is not None:
             return assets.resolve_model(self.name, revision=self.revision)
-        return self.architecture if self.tokenizer is None else assets.resolve_model(self.tokenizer)
+        return assets.resolve_model(self.tokenizer) if isinstance(self.tokenizer, str) else self.architecture
+
+    @property
+    def tokenizer_use(self) -> str:
+        """Which special tokens suit ``architecture``: a key of ``tokenizer_training.SPECIAL``."""
+        cls = CONFIG_MAPPING[self.architecture]
+        if cls in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+            return "encoder_decoder"
+        only_causal = cls in MODEL_FOR_CAUSAL_LM_MAPPING and cls not in MODEL_FOR_MASKED_LM_MAPPING
+        return "decoder" if only_causal else "encoder"
 
     @property
     def label(self) -> str:
@@ -190,17 +208,52 @@ def _cpu_reason() -> str:
     return "this CPU has no bfloat16 or float16 arithmetic, which would run 13 to 22 times slower"
 
 
-def load_processor(source: ModelSource, kind: str):
+def load_processor(source: ModelSource, kind: str, rows: Any = None, columns: Sequence[str] = ()):
     """Returns what turns rows into features.
 
     Args:
         source: A checkpoint, or an architecture.
         kind: ``tokenizer`` or ``image_processor`` (``Task.processor``).
+        rows: The train split, which a tokenizer may be trained on.
+        columns: Of it, with text.
 
     Raises:
         RunError: there is none, or it does not go with the model.
+        DataError: the rows cannot train a tokenizer.
     """
+    if kind == "tokenizer" and isinstance(source.tokenizer, TokenizerTraining):
+        return _trained_tokenizer(source, rows, columns)
     return load_tokenizer(source) if kind == "tokenizer" else load_image_processor(source)
+
+
+def _trained_tokenizer(source: ModelSource, rows: Any, columns: Sequence[str]):
+    key = "model.tokenizer"
+    if isinstance(rows, IterableDataset):
+        raise DataError(
+            "a tokenizer is trained on rows that are read whole",
+            where=key,
+            hint="set `data.streaming: false`, or name a tokenizer",
+        )
+    texts = [
+        text for column in columns for text in column_texts(rows, column, key=key, part="train", words=True)
+    ]
+    return train_tokenizer(texts, source.tokenizer, use=source.tokenizer_use)
+
+
+def tokenizer_notes(source: ModelSource, tokenizer: Any) -> list[str]:
+    """Returns a sentence on a tokenizer that was trained for this run."""
+    if not isinstance(source.tokenizer, TokenizerTraining):
+        return []
+    wanted, found = source.tokenizer.vocab_size, len(tokenizer)
+    fewer = f" (of {wanted:,} wanted: the texts give no more)" if found < wanted else ""
+    return [f"a {source.tokenizer.train} tokenizer was trained on the train split: {found:,} tokens{fewer}"]
+
+
+def _tokenizer_training(given: dict[str, Any]) -> TokenizerTraining:
+    try:
+        return TokenizerTraining(**given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"tokenizer: {error}") from error
 
 
 def load_image_processor(source: ModelSource):
