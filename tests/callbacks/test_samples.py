@@ -1,109 +1,90 @@
-"""Samples while training: what is written, that training is the same without, resume, bad input."""
-
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import sentences
-from datasets import Dataset
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BertConfig,
-    BertForMaskedLM,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from hf_llm_recipes.callbacks.samples import FILE, Samples
-from hf_llm_recipes.errors import RecipeError
+from hf_llm_recipes.callbacks.samples import Samples
+from hf_llm_recipes.errors import RunError
 
 
-def trainer_of(folder, out, callbacks, *, model=None, **arguments):
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    torch.manual_seed(0)
-    rows = [
-        tokenizer(row["text"], max_length=10, padding="max_length", truncation=True) for row in sentences(8)
+@pytest.fixture
+def llama(tiny_llama):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    tokenizer.pad_token = "[PAD]"
+    return AutoModelForCausalLM.from_pretrained(tiny_llama), tokenizer
+
+
+def arguments(tmp_path):
+    return SimpleNamespace(output_dir=str(tmp_path / "checkpoints"))
+
+
+def state(step, first=True):
+    return SimpleNamespace(global_step=step, is_world_process_zero=first)
+
+
+def lines(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+
+
+def greedy(model, tokenizer, text, count):
+    """One token after the other by the largest logit, without a cache."""
+    ids = tokenizer(text)["input_ids"][:-1]  # the end that the tokenizer writes
+    begin = len(ids)
+    for _ in range(count):
+        ids.append(int(model.eval()(torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] == tokenizer.eos_token_id:
+            break
+    return tokenizer.decode(ids[begin:], skip_special_tokens=True)
+
+
+def test_it_writes_what_greedy_decoding_writes_and_draws_nothing(llama, tmp_path):
+    model, tokenizer = llama
+    samples = Samples(texts=["the ball", "a song"], max_new_tokens=4)
+    model.train()
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    samples.on_train_begin(arguments(tmp_path), state(0), None, model=model)
+    samples.on_evaluate(arguments(tmp_path), state(5), None, model=model, processing_class=tokenizer)
+    assert torch.equal(before, torch.get_rng_state())
+    assert model.training
+    assert lines(tmp_path) == [
+        {"step": 5, "text": text, "written": greedy(model, tokenizer, text, 4)}
+        for text in ("the ball", "a song")
     ]
-    data = Dataset.from_list([{**row, "labels": row["input_ids"]} for row in rows])
-    given = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 2, **arguments}
-    quiet = {"use_cpu": True, "disable_tqdm": True, "dataloader_pin_memory": False}
-    return Trainer(
-        model=model or AutoModelForCausalLM.from_pretrained(folder),
-        args=TrainingArguments(
-            str(out / "checkpoints"), restore_callback_states_from_checkpoint=True, **{**quiet, **given}
-        ),
-        train_dataset=data,
-        eval_dataset=data,
-        processing_class=tokenizer,
-        callbacks=callbacks,
-    )
 
 
-def lines(out):
-    return [json.loads(line) for line in (out / FILE).read_text().splitlines()]
+def test_a_resumed_run_takes_out_what_comes_after_its_checkpoint(llama, tmp_path):
+    model, tokenizer = llama
+    samples = Samples(texts=["the"], max_new_tokens=1)
+    for step in (2, 4, 6):
+        samples.on_evaluate(arguments(tmp_path), state(step), None, model=model, processing_class=tokenizer)
+    samples.on_train_begin(arguments(tmp_path), state(4), None, model=model)
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4]
 
 
-def test_every_second_evaluation_each_text_is_continued_and_training_is_the_same(tiny_llama, tmp_path):
-    with_samples = trainer_of(tiny_llama, tmp_path, [Samples(["the", "a very"], every=2, max_new_tokens=3)])
-    with_samples.train()
-    found = lines(tmp_path)
-    assert [(line["step"], line["text"]) for line in found] == [
-        *((2, "the"), (2, "a very")),
-        *((4, "the"), (4, "a very")),
-    ]
-    assert all(len(line["sample"].split()) <= 3 for line in found)
-    without = trainer_of(tiny_llama, tmp_path / "without", [])
-    without.train()
-    for one, other in zip(with_samples.model.parameters(), without.model.parameters(), strict=True):
-        assert torch.equal(one, other)
+def test_other_processes_write_nothing(llama, tmp_path):
+    model, tokenizer = llama
+    given = {"model": model, "processing_class": tokenizer}
+    Samples(texts=["the"]).on_evaluate(arguments(tmp_path), state(2, first=False), None, **given)
+    assert not (tmp_path / "samples.jsonl").exists()
 
 
-def test_a_resumed_run_goes_on_counting_and_takes_out_later_lines(tiny_llama, tmp_path):
-    trainer_of(tiny_llama, tmp_path, [Samples(["the"], every=3)], max_steps=6).train()
-    assert [line["step"] for line in lines(tmp_path)] == [3, 6]
-    again = Samples(["the"], every=3)
-    trainer = trainer_of(tiny_llama, tmp_path, [again], max_steps=6)
-    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-4"))
-    assert [line["step"] for line in lines(tmp_path)] == [3, 6]
-    (kept,) = (one for one in trainer.callback_handler.callbacks if isinstance(one, Samples))
-    assert kept.evaluations == 6
-
-
-def test_masks_are_filled_with_the_likeliest_token(tiny_bert, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
-    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    model = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **small))
-    text = "the [MASK] was good"
-    trainer = trainer_of(tiny_bert, tmp_path, [Samples([text])], model=model, max_steps=1)
-    trainer.train()
-    ids = tokenizer(text, return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        best = trainer.model.eval()(input_ids=ids).logits[0, 2].argmax()
-    ids[0, 2] = best
-    assert lines(tmp_path)[-1]["sample"] == tokenizer.decode(ids[0], skip_special_tokens=True)
-    with pytest.raises(RecipeError, match="'the ball' has no mask token to fill"):
-        trainer_of(tiny_bert, tmp_path, [Samples(["the ball"])], model=model).train()
-
-
-def test_without_evaluations_or_texts_it_is_refused(tiny_llama, tmp_path):
-    with pytest.raises(RecipeError, match="samples are made at evaluations, and there are none"):
-        trainer_of(tiny_llama, tmp_path, [Samples(["the"])], eval_strategy="no").train()
-    trainer = trainer_of(tiny_llama, tmp_path, [Samples(["the"])])
-    trainer.processing_class = trainer.callback_handler.processing_class = None
-    with pytest.raises(RecipeError, match="samples are of texts"):
-        trainer.train()
+def test_a_model_that_writes_no_text_is_refused(tiny_bert, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
+    with pytest.raises(RunError, match="BertForSequenceClassification writes no text"):
+        Samples(texts=["the"]).on_train_begin(arguments(tmp_path), state(0), None, model=model)
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
-        ({"texts": []}, r"texts is \[\]"),
-        ({"texts": ["a"], "every": 0}, "every is 0 and max_new_tokens 32"),
-        ({"texts": ["a"], "max_new_tokens": 0}, "every is 1 and max_new_tokens 0"),
+        ({"texts": []}, "one or more"),
+        ({"texts": [""]}, "one or more"),
+        ({"texts": ["a"], "max_new_tokens": 0}, "allowed: 1 or more"),
     ],
 )
-def test_wrong_values_are_refused(given, said):
-    with pytest.raises(ValueError, match=said):
+def test_values_that_cannot_be(given, message):
+    with pytest.raises(ValueError, match=message):
         Samples(**given)
