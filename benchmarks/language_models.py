@@ -11,6 +11,7 @@ gets the same token ids, labels, initial weights, order of rows and learning rat
 DIR holds Parquet files with the columns instruction, input, output (Alpaca's).
 
 Notable:
+- On a machine that others use too, OMP_NUM_THREADS=1 and `--clock cpu_seconds` are the fairer measure.
 - tokens/s counts real tokens, not padding, over the steps after the first (median).
 - The share of the matrix product is useful arithmetic (each real token once through the frozen layers
   forward and backward, the head at supervised tokens only) over time and the speed of one large product,
@@ -115,6 +116,9 @@ def build_trainer(name: str, model: Any, rows: list[dict], tokenizer: Any, optio
     if name.startswith("trl"):
         from trl import SFTConfig, SFTTrainer
 
+        if name in OTHER_BATCHES:  # as many blocks as hold the tokens of so many rows
+            blocks = sum(len(row["input_ids"]) for row in rows) / options.steps / MAX_LENGTH
+            shared["per_device_train_batch_size"] = max(1, round(blocks))
         return SFTTrainer(
             model=model, args=SFTConfig(**shared), train_dataset=data, processing_class=tokenizer
         )
@@ -133,16 +137,20 @@ def build_trainer(name: str, model: Any, rows: list[dict], tokenizer: Any, optio
     return LanguageTrainer(model=model, args=arguments, train_dataset=data, data_collator=collator)
 
 
-def matrix_product_gflops(size: int = 2048, seconds: float = 1.0) -> float:
-    """The speed of a large float32 product: the best of as many as fit into the time."""
+CLOCKS = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
+
+
+def matrix_product_gflops(size: int = 2048, seconds: float = 1.0) -> dict[str, float]:
+    """The speed of a large float32 product by each clock: the best of as many as fit into the time."""
     import torch
 
     a, b = torch.randn(size, size), torch.randn(size, size)
-    best, started = 0.0, time.perf_counter()
+    best, started = dict.fromkeys(CLOCKS, 0.0), time.perf_counter()
     while time.perf_counter() - started < seconds:
-        begun = time.perf_counter()
+        begun = {name: clock() for name, clock in CLOCKS.items()}
         torch.mm(a, b)
-        best = max(best, 2 * size**3 / (time.perf_counter() - begun) / 1e9)
+        for name, clock in CLOCKS.items():
+            best[name] = max(best[name], 2 * size**3 / (clock() - begun[name]) / 1e9)
     return best
 
 
@@ -164,6 +172,11 @@ def useful_gflop(model: Any, batch: dict[str, Any]) -> float:
     # Q K^T and A V over half of T x T, forward; twice that in the backward pass.
     attention = 3 * sum(2 * n * n for n in lengths) * config.hidden_size * config.num_hidden_layers
     return (linear + head + attention) / 1e9
+
+
+def middle_ratio(amounts: list[float], seconds: list[float]) -> float:
+    """The median over the steps after the first."""
+    return statistics.median(a / s for a, s in zip(amounts[1:], seconds[1:], strict=True))
 
 
 def peak_rss_mib() -> float:
@@ -191,15 +204,16 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
     idle = peak_rss_mib()
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(name, model, rows, tokenizer, options, folder)
-        seconds: list[float] = []
+        seconds: dict[str, list[float]] = {name: [] for name in CLOCKS}
         tokens: list[int] = []
 
         class Clock(TrainerCallback):
             def on_step_begin(self, *args, **kwargs):
-                self.begun = time.perf_counter()
+                self.begun = {name: clock() for name, clock in CLOCKS.items()}
 
             def on_step_end(self, *args, **kwargs):
-                seconds.append(time.perf_counter() - self.begun)
+                for name, clock in CLOCKS.items():
+                    seconds[name].append(clock() - self.begun[name])
 
         inner = trainer.data_collator
 
@@ -220,7 +234,7 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
     tokens = tokens[: options.steps]
     if name in OTHER_BATCHES:  # the same arithmetic a token, on average
         useful = [sum(useful) / sum(len(r["input_ids"]) for r in rows) * n for n in tokens]
-    timed = slice(1, None)
+    best = {clock: max(peak[clock] for peak in peaks) for clock in CLOCKS}
     return {
         "contender": name,
         "rows": options.rows,
@@ -229,14 +243,12 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "losses": [line["loss"] for line in trainer.state.log_history if "loss" in line],
         "tokens": tokens,
-        "seconds": seconds,
-        "tokens_per_second": statistics.median(
-            n / s for n, s in zip(tokens[timed], seconds[timed], strict=True)
-        ),
+        **seconds,
         "matrix_product_gflops": peaks,
-        "share_of_matrix_product": statistics.median(
-            g / s / max(peaks) for g, s in zip(useful[timed], seconds[timed], strict=True)
-        ),
+        "tokens_per": {clock: middle_ratio(tokens, seconds[clock]) for clock in CLOCKS},
+        "share_of_matrix_product": {
+            clock: middle_ratio(useful, seconds[clock]) / best[clock] for clock in CLOCKS
+        },
         "peak_rss_mib": peak_rss_mib(),
         "rss_before_training_mib": idle,
         "packages": {p.__name__: p.__version__ for p in (torch, transformers)},
@@ -272,38 +284,37 @@ def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
             run = {**json.loads(output.splitlines()[-1]), "round": number}
             with options.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(run) + "\n")
-            print(f"  {run['tokens_per_second']:.0f} tokens/s", file=sys.stderr, flush=True)
+            print(f"  {run['tokens_per']['seconds']:.0f} tokens/s", file=sys.stderr, flush=True)
     wanted = (options.rows, options.steps, options.load_in_4bit)
     return [r for r in known(options.out) if (r["rows"], r["steps"], r["four_bit"]) == wanted]
 
 
-def table(runs: list[dict[str, Any]]) -> str:
+def table(runs: list[dict[str, Any]], clock: str) -> str:
     """Medians over rounds as a Markdown table; ratios are medians of the ratios within a round."""
     ours = {run["round"]: run for run in runs if run["contender"] == "ours"}
+    unit = {"seconds": "tokens/s", "cpu_seconds": "tokens a CPU second"}[clock]
     lines = [
-        "| contender | tokens/s | ours ÷ it | peak memory, MiB | of the matrix product "
-        "| largest difference of losses |",
-        "|---|---|---|---|---|---|",
+        f"| contender | {unit} | ours ÷ it | of the matrix product | peak memory, MiB "
+        "| largest difference of losses | rounds |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name in CONTENDERS:
         its = [run for run in runs if run["contender"] == name and run["round"] in ours]
-        if not its:
-            continue
-        middle = lambda k, its=its: statistics.median(run[k] for run in its)  # noqa: E731
-        ratio = statistics.median(
-            ours[run["round"]]["tokens_per_second"] / run["tokens_per_second"] for run in its
-        )
-        differences = [
-            abs(a - b)
-            for run in its
-            for a, b in zip(run["losses"], ours[run["round"]]["losses"], strict=False)
-        ]
-        difference = "other batches" if name in OTHER_BATCHES else f"{max(differences):.1e}"
-        lines.append(
-            f"| {name} | {middle('tokens_per_second'):.0f} | {ratio:.2f} | {middle('peak_rss_mib'):.0f} "
-            f"| {100 * middle('share_of_matrix_product'):.0f} % | {difference} |"
-        )
+        if its:
+            lines.append(table_row(name, its, ours, clock))
     return "\n".join(lines)
+
+
+def table_row(name: str, its: list[dict], ours: dict[int, dict], clock: str) -> str:
+    """One contender's line."""
+    speed = statistics.median(run["tokens_per"][clock] for run in its)
+    ratio = statistics.median(ours[r["round"]]["tokens_per"][clock] / r["tokens_per"][clock] for r in its)
+    share = statistics.median(run["share_of_matrix_product"][clock] for run in its)
+    memory = statistics.median(run["peak_rss_mib"] for run in its)
+    numbers = f"{speed:.0f} | {ratio:.2f} | {100 * share:.0f} % | {memory:.0f}"
+    pairs = [p for run in its for p in zip(run["losses"], ours[run["round"]]["losses"], strict=True)]
+    differs = "other batches" if name in OTHER_BATCHES else f"{max(abs(a - b) for a, b in pairs):.1e}"
+    return f"| {name} | {numbers} | {differs} | {len(its)} |"
 
 
 def main() -> None:
@@ -316,12 +327,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="the first is not timed")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--load-in-4bit", action="store_true")
+    parser.add_argument("--clock", choices=CLOCKS, default="seconds", help="of the printed table")
     parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         print(json.dumps(work(options)))
         return
-    print(table(run_all(options)))
+    print(table(run_all(options), options.clock))
 
 
 if __name__ == "__main__":
