@@ -38,7 +38,7 @@ def folder() -> Path:
 def all_recipes() -> list[ShippedRecipe]:
     """Every shipped recipe, by name."""
     root = folder()
-    return [_read(path, root) for path in sorted(root.rglob("*.yaml"))]
+    return sorted((_read(path, root) for path in root.rglob("*.yaml")), key=lambda recipe: recipe.name)
 
 
 def find_recipe(wanted: str) -> Path:
