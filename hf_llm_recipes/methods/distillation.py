@@ -9,6 +9,7 @@ Shape suffixes: K items (rows, words or supervised tokens)  C classes or vocabul
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from dataclasses import dataclass
@@ -29,7 +30,6 @@ from hf_llm_recipes.registry import METHODS
 from hf_llm_recipes.rundir import MODEL, RECORD
 from hf_llm_recipes.tuning import _model
 from hf_llm_recipes.tuning._model import ModelSource
-from hf_llm_recipes.tuning.freeze import layer_stack
 
 IGNORED = -100
 
@@ -128,6 +128,9 @@ class DistillationTrainer(Trainer):
     def __init__(self, *, teacher: Any, settings: Distillation, task: Any, **rest: Any) -> None:
         self.settings, self.task = settings, task
         super().__init__(**rest)
+        taken = inspect.signature(type(unwrapped(teacher)).forward).parameters
+        # with a cache, packed sequences see each other: transformers makes one where nothing forbids it
+        self._no_cache = {"use_cache": False} if "use_cache" in taken else {}
         quantised = getattr(teacher, "is_quantized", False)
         self.teacher = teacher if quantised else teacher.to(self.args.device)
         if self.compute_loss_func is None and not self.model_accepts_loss_kwargs:
@@ -149,7 +152,7 @@ class DistillationTrainer(Trainer):
             model, {**inputs, **hidden}, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
         with torch.no_grad():
-            theirs = self.teacher(**model_inputs(self.teacher, inputs), **hidden)
+            theirs = self.teacher(**model_inputs(self.teacher, inputs), **self._no_cache, **hidden)
         student_KC, teacher_KC = (self._items(found["logits"], inputs) for found in (outputs, theirs))
         count = num_items_in_batch if num_items_in_batch is not None else len(student_KC)
         taught = self._difference(student_KC, teacher_KC) / count
@@ -221,7 +224,7 @@ def load_teacher(name: str, task: Any, processor: Any) -> Any:
     return _model.load_saved(
         folder,
         auto_class=task.auto_class,
-        source=ModelSource(**record["model"]),
+        source=task.fit_model(ModelSource(**record["model"])),
         updates=config,
         pad_token_id=getattr(processor, "pad_token_id", None),
         quantization=record["quantization"],
@@ -235,7 +238,7 @@ def _published(name: str, task: Any, processor: Any) -> Any:
             where=name,
             hint="train the teacher with a recipe of the same task, then name its run directory",
         )
-    source = ModelSource(name=name)
+    source = task.fit_model(ModelSource(name=name))  # it gets the student's batches, packed or not
     _check_tokens(name, _model.load_tokenizer(source), processor)
     precision = _model.choose_precision("auto", frozen_base=True)
     return _model.load_plain(source, task.auto_class, precision)
@@ -266,4 +269,3 @@ def _check_fit(name: str, teacher: Any, student: Any, *, hidden: bool) -> None:
                 f"hidden_weight compares hidden states, but the teacher is {widths[0]} wide and the student "
                 f"{widths[1]}; allowed: one width, or hidden_weight 0"
             )
-        layer_stack(student)

@@ -6,7 +6,10 @@ a text becomes one message of the user; where it has none, messages are refused.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+from datasets import Dataset, IterableDataset
 
 from hf_llm_recipes.errors import DataError
 
@@ -92,6 +95,48 @@ def answer_ids(prompt: str | list[dict], answer: str | list[dict], tokenizer: An
     if eos is not None and eos in ids:  # what a template writes behind the end is not the answer's
         ids = ids[: len(ids) - ids[::-1].index(eos)]
     return ids
+
+
+def rows_within(
+    rows: Any, limit: int, where: str, make: Callable[[dict, str], dict], length: Callable[[dict], int]
+) -> tuple[Dataset, dict[str, int]]:
+    """Returns the features of the rows that fit, each with its number as ``row``, and counts.
+
+    Args:
+        rows: As they were read.
+        limit: Tokens that a row may have.
+        where: For messages.
+        make: A row and where it is -> its features.
+        length: Features -> tokens.
+
+    Raises:
+        DataError: a stream, no row that fits, or whatever ``make`` says of one.
+    """
+    if isinstance(rows, IterableDataset):
+        raise DataError("prompts are read whole", where=where, hint="set `data.streaming: false`")
+    made = [{**make(row, f"{where}, row {i}"), "row": i} for i, row in enumerate(rows)]
+    kept = [one for one in made if length(one) <= limit]
+    if not kept:
+        raise DataError(
+            f"none of {len(rows):,} rows has {limit:,} tokens or fewer",
+            where=where,
+            hint="raise `task.max_length`, or take a model that reads more",
+        )
+    return Dataset.from_list(kept), {
+        "rows": len(rows),
+        "left_out": len(rows) - len(kept),
+        "max_length": limit,
+    }
+
+
+def left_out_notes(findings: dict[str, dict[str, int]]) -> list[str]:
+    """Returns a sentence for each split of which rows were left out."""
+    return [
+        f"{split}: {found['left_out']:,} of {found['rows']:,} rows are longer than "
+        f"{found['max_length']:,} tokens and are left out"
+        for split, found in findings.items()
+        if found["left_out"]
+    ]
 
 
 def _checked(value: Any, where: str) -> list[dict]:

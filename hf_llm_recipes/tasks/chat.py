@@ -13,7 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from datasets import Dataset, IterableDataset
@@ -71,6 +71,8 @@ class Chat(LanguageTask):
     Raises:
         ValueError: fields that do not go together.
     """
+
+    methods: ClassVar[tuple[str, ...] | None] = ("supervised", "distillation")
 
     format: Literal["auto", "messages", "sharegpt", "prompt_completion", "alpaca", "text"] = "auto"
     loss_on: LossOn = "assistant"

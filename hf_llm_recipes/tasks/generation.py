@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 
 from hf_llm_recipes import evaluation
-from hf_llm_recipes.errors import DataError
 from hf_llm_recipes.registry import TASKS
 from hf_llm_recipes.tasks import _language, _prompts, _rewards
 from hf_llm_recipes.tasks._language_task import LanguageTask
@@ -82,25 +81,13 @@ class Generation(LanguageTask):
     def prepare(self, loaded: Any, tokenizer: Any, model_config: Any) -> Prepared:
         """Returns prompts with their answers as ids of every split; see ``Task.prepare``."""
         made: dict[str, Any] = {"eval": None}
-        findings, notes = {}, []
-        for split in splits(loaded):
-            where = f"{split} split"
-            made[split], found = self._features(getattr(loaded, split), tokenizer, model_config, where)
-            findings[split] = found
-            if found["left_out"]:
-                notes.append(
-                    f"{where}: {found['left_out']:,} of {found['rows']:,} rows are longer than "
-                    f"{found['max_length']:,} tokens and are left out"
-                )
-            if not len(made[split]):
-                raise DataError(
-                    "every row is longer than the model takes", where=where, hint="raise `task.max_length`"
-                )
-        if loaded.unlabeled is not None:
-            made["unlabeled"], found = self._features(
-                loaded.unlabeled, tokenizer, model_config, "unlabeled rows", labeled=False
+        findings = {}
+        for split in [*splits(loaded), *(["unlabeled"] if loaded.unlabeled is not None else [])]:
+            where = "unlabeled rows" if split == "unlabeled" else f"{split} split"
+            made[split], findings[split] = self._features(
+                *(getattr(loaded, split), tokenizer, model_config, where), labeled=split != "unlabeled"
             )
-            findings["unlabeled"] = found
+        notes = _prompts.left_out_notes(findings)
         collator = self.collator(tokenizer)
         return Prepared(**made, config={}, collator=collator, findings=findings, notes=notes)
 
@@ -199,18 +186,15 @@ class Generation(LanguageTask):
     def _features(
         self, rows: Any, tokenizer: Any, config: Any, where: str, *, labeled: bool = True
     ) -> tuple[Dataset, dict]:
-        if isinstance(rows, IterableDataset):
-            raise DataError("prompts are read whole", where=where, hint="set `data.streaming: false`")
         answer = self.answer_column if labeled else None
         check_columns(rows, [("prompt", self.prompt), ("answer_column", answer)], where)
-        limit = input_length(self.max_length, tokenizer, config)
-        made = []
-        for i, row in enumerate(rows):
-            one = self._row(row, answer, tokenizer, f"{where}, row {i}")
-            if len(one["input_ids"]) <= limit:
-                made.append({**one, "row": i})
-        findings = {"rows": len(rows), "left_out": len(rows) - len(made), "max_length": limit}
-        return Dataset.from_list(made), findings
+        return _prompts.rows_within(
+            rows,
+            input_length(self.max_length, tokenizer, config),
+            where,
+            lambda row, place: self._row(row, answer, tokenizer, place),
+            lambda made: len(made["input_ids"]),
+        )
 
     def _row(self, row: dict, answer_column: str | None, tokenizer: Any, where: str) -> dict[str, Any]:
         prompt = _prompts.as_prompt(row[self.prompt], tokenizer, where, self.system)

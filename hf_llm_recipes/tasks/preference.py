@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 
 from hf_llm_recipes import evaluation
 from hf_llm_recipes.errors import DataError
@@ -70,20 +70,12 @@ class Preference(LanguageTask):
     def prepare(self, loaded: Any, tokenizer: Any, model_config: Any) -> Prepared:
         """Returns pairs of every split, as text or messages and as token ids; see ``Task.prepare``."""
         made: dict[str, Any] = {"eval": None}
-        findings, notes = {}, []
+        findings = {}
         for split in splits(loaded):
-            where = f"{split} split"
-            made[split], found = self._pairs(getattr(loaded, split), tokenizer, model_config, where)
-            findings[split] = found
-            if found["left_out"]:
-                notes.append(
-                    f"{where}: {found['left_out']:,} of {found['rows']:,} rows are longer than "
-                    f"{found['max_length']:,} tokens and are left out"
-                )
-            if not len(made[split]):
-                raise DataError(
-                    "every row is longer than the model takes", where=where, hint="raise `task.max_length`"
-                )
+            made[split], findings[split] = self._pairs(
+                getattr(loaded, split), tokenizer, model_config, f"{split} split"
+            )
+        notes = _prompts.left_out_notes(findings)
         return Prepared(**made, config={}, collator=None, findings=findings, notes=notes)
 
     def encode(self, rows: Any, tokenizer: Any, model_config: Any, *, labeled: bool) -> tuple[Any, dict]:
@@ -138,19 +130,15 @@ class Preference(LanguageTask):
         return [{"generated": text} for text in _language.written(model, ids, processor, given)]
 
     def _pairs(self, rows: Any, tokenizer: Any, config: Any, where: str) -> tuple[Dataset, dict]:
-        if isinstance(rows, IterableDataset):
-            raise DataError("pairs are read whole", where=where, hint="set `data.streaming: false`")
         wanted = [("prompt", self.prompt), ("chosen", self.chosen), ("rejected", self.rejected)]
         check_columns(rows, wanted, where)
-        limit = input_length(self.max_length, tokenizer, config)
-        made: list[dict] = []
-        for i, row in enumerate(rows):
-            pair = self._pair(row, tokenizer, f"{where}, row {i}")
-            longest = max(len(pair["chosen_ids"]), len(pair["rejected_ids"]))
-            if len(pair["prompt_ids"]) + longest <= limit:
-                made.append({**pair, "row": i})
-        findings = {"rows": len(rows), "left_out": len(rows) - len(made), "max_length": limit}
-        return Dataset.from_list(made), findings
+        return _prompts.rows_within(
+            rows,
+            input_length(self.max_length, tokenizer, config),
+            where,
+            lambda row, place: self._pair(row, tokenizer, place),
+            lambda pair: len(pair["prompt_ids"]) + max(len(pair["chosen_ids"]), len(pair["rejected_ids"])),
+        )
 
     def _pair(self, row: dict, tokenizer: Any, where: str) -> dict[str, Any]:
         prompt = _prompts.as_prompt(row[self.prompt], tokenizer, where, self.system)

@@ -1,18 +1,24 @@
 """Distillation: its loss by hand, accumulation, resume, a recipe end to end, teachers that do not fit."""
 
+import json
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 from _tiny_parts import assert_same, make_parts, weights
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
 
 import hf_llm_recipes.run as engine
 from hf_llm_recipes.errors import RecipeError, RunError
 from hf_llm_recipes.methods.distillation import Distillation, DistillationTrainer, load_teacher
 from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.tasks.text_classification import TextClassification
+
+CHAT = (
+    "{% for m in messages %}[CLS] {{ m.content }} [SEP]{% endfor %}"
+    "{% if add_generation_prompt %}[CLS] {% endif %}"
+)
 
 
 def difference(student, teacher, *, problem="single_label", **settings):
@@ -167,3 +173,59 @@ def test_values_out_of_range(given, message):
 def test_a_recipe_without_a_teacher_names_the_key(recipe):
     with pytest.raises(RecipeError, match=r"method\.teacher is missing"):
         engine.plan(Recipe.from_dict({**recipe, "method": "distillation"}))
+
+
+def test_items_of_a_causal_model_are_the_places_before_its_labels():
+    fake = SimpleNamespace(task=SimpleNamespace(vocabulary_labels=True, shifted_labels=True))
+    logits = torch.arange(8.0).view(1, 4, 2)  # place t holds 2t, 2t + 1
+    labels = torch.tensor([[-100, -100, 1, 0]])  # learned at places 1 and 2
+    found = DistillationTrainer._items(fake, logits, {"labels": labels})
+    assert found.tolist() == [[2.0, 3.0], [4.0, 5.0]]
+
+
+@pytest.fixture
+def chat_values(tiny_llama, tmp_path):
+    lines = [
+        json.dumps({"prompt": f"the {a}", "completion": f"good {b} and {c}"})
+        for a in ("ball", "soup", "song", "team")
+        for b, c in (("goal", "old"), ("salt", "new"), ("tune", "very"))
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    tokenizer.pad_token, tokenizer.chat_template = "[PAD]", CHAT
+    folders = {name: tmp_path / name for name in ("student", "teacher")}
+    for seed, folder in enumerate(folders.values()):
+        torch.manual_seed(seed)
+        config = AutoConfig.from_pretrained(tiny_llama, initializer_range=0.5)
+        LlamaForCausalLM(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return {
+        "name": "chat",
+        "model": {"name": str(folders["student"]), "dtype": "float32"},
+        "data": {"name": str(tmp_path / "rows.jsonl"), "eval_fraction": 0, "test_fraction": 0.25},
+        "method": {"name": "distillation", "teacher": str(folders["teacher"]), "weight": 1.0},
+        "trainer": {
+            "max_steps": 1,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 1e-3,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+        },
+    }
+
+
+def test_a_teacher_does_not_see_across_packed_rows(chat_values, tmp_path):
+    losses = {}
+    for packing in (True, False):
+        task = {"name": "chat", "packing": packing}
+        values = {**chat_values, "task": task, "output": str(tmp_path / str(packing))}
+        losses[packing] = engine.run(Recipe.from_dict(values)).metrics["training"]["loss"]
+    assert losses[True] > 0.01  # there is something to learn from the teacher
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["semi_supervised", "propagation", "self_training"])
+def test_chat_names_the_methods_that_can_train_it(chat_values, method):
+    values = {**chat_values, "task": "chat", "method": method}
+    with pytest.raises(RecipeError, match=f"method {method} cannot train the task chat"):
+        engine.plan(Recipe.from_dict(values))

@@ -1,5 +1,7 @@
 """Prompts with rewards: features by hand, rewards by hand, functions of the user's that misbehave."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from datasets import Dataset
@@ -105,3 +107,19 @@ def test_rows_too_long_are_left_out_and_counted(tiny_llama):
     _, made, found, _ = features(tiny_llama, rows, max_length=20)
     assert len(made) == 2
     assert found == {"rows": 3, "left_out": 1, "max_length": 20}
+
+
+def test_rows_of_the_pool_that_are_left_out_are_said_too(tiny_llama):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    tokenizer.pad_token = "[PAD]"
+    rows = Dataset.from_list(ROWS)
+    pool = Dataset.from_list([{"prompt": "a tune"}, {"prompt": "the " * 40}])
+    loaded = SimpleNamespace(train=rows, eval=None, test=rows, unlabeled=pool)
+    made = Generation(max_length=20).prepare(loaded, tokenizer, AutoConfig.from_pretrained(tiny_llama))
+    assert made.unlabeled["row"][:] == [0]
+    assert made.notes == ["unlabeled: 1 of 2 rows are longer than 20 tokens and are left out"]
+
+
+def test_a_split_of_which_nothing_fits_is_refused(tiny_llama):
+    with pytest.raises(DataError, match="none of 1 rows has 20 tokens or fewer"):
+        features(tiny_llama, [{"prompt": "the " * 40, "answer": "song"}], max_length=20)
