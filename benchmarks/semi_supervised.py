@@ -4,6 +4,7 @@ A resumable grid: one JSON line a run, appended to ``--out``; runs that are ther
 The table and the plot are made of whatever the file holds.
 
     python benchmarks/semi_supervised.py --data ../data --sets ag_news --labels 10 --seeds 5
+    python benchmarks/semi_supervised.py --data ../data --sets ag_news --stress imbalanced foreign
     python benchmarks/semi_supervised.py --table-only
 
 Notable:
@@ -12,6 +13,9 @@ Notable:
 - A seed draws the labeled rows, the pool and everything random; all methods of a seed share them. The
   labeled rows for 4 labels a class are among those for 10.
 - The last weights are judged, once, on the first ``--test-rows`` rows of the test split.
+- ``--stress`` spoils the pool, by seed: ``imbalanced`` keeps class c of C (in an order of the seed's) at
+  10^(−c/(C−1)) of the commonest one's rows, so 10:1 between first and last; in ``foreign`` a quarter of
+  the rows come from ``--foreign`` sets. The labeled rows are those of the same seed without stress.
 - ``ceiling`` is the same model and tuning on the labels of all training rows. A gap closed by x % means
   (accuracy − supervised) / (ceiling − supervised).
 """
@@ -19,6 +23,7 @@ Notable:
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import shutil
@@ -26,8 +31,11 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 TUNING = {
     "name": "lora",
@@ -47,17 +55,26 @@ METHODS: dict[str, dict[str, Any]] = {
     "fixmatch": {"method": SEMI, "algorithm": "fixmatch"},
     "softmatch, cold start": {"method": {**SEMI, "warm_start": "none"}, "algorithm": "softmatch"},
     "propagation": {"method": {**SEMI, "warm_start_fraction": 1.0}, "algorithm": "softmatch"},
+    "jointmatch": {"method": SEMI, "algorithm": "jointmatch"},
+    "softmatch, prior told": {"method": {**SEMI, "prior": "uniform"}, "algorithm": "softmatch"},
+    "self-training": {"method": {"name": "self_training", "rounds": 2, "passes": 4}},
     "ceiling": {"method": "supervised"},
 }
+STRESS = ("none", "imbalanced", "foreign")
+IMBALANCE = 10  # rows of the commonest class for one of the rarest
+FOREIGN = 0.25  # of the pool
 
 
-def recipe_of(name: str, data: str, labels: int, seed: int, options) -> dict[str, Any]:
-    """Returns the values of one run's recipe."""
+def recipe_of(
+    name: str, data: str, labels: int, seed: int, options, pool: Path | None = None
+) -> dict[str, Any]:
+    """Returns the values of one run's recipe; ``pool`` is a file in place of the train rows left over."""
     source = source_of(data, options)
     if name != "ceiling":
         source |= {"labels_per_class": labels, "split_seed": seed}
         if name != "supervised":
             source |= {"unlabeled_limit": options.pool, "pool_overlap": "drop"}
+            source |= {} if pool is None else {"unlabeled": str(pool)}
     steps = options.ceiling_steps if name == "ceiling" else options.steps
     return {
         "name": "run",
@@ -96,11 +113,56 @@ def source_of(data: str, options) -> dict[str, Any]:
     }
 
 
-def key_of(name: str, data: str, labels: int, seed: int, options) -> dict[str, Any]:
+def stressed_pool(stress: str, data: str, labels: int, seed: int, options, folder: Path) -> Path | None:
+    """Writes a spoilt pool and returns its file; None where there is no stress."""
+    if stress == "none":
+        return None
+    import pyarrow
+    import pyarrow.parquet
+
+    from hf_llm_recipes.data.pool import few_labels
+
+    train = pyarrow.parquet.read_table(options.data / data / source_of(data, options)["train"])
+    classes = np.asarray(train["label"])
+    rest = few_labels(classes.tolist(), labels, seed)[1]
+    random = np.random.default_rng(seed)
+    if stress == "imbalanced":
+        pool = train.take(imbalanced(classes, rest, random)).select(["text"])
+    else:
+        others = [strangers(options.data / name) for name in options.foreign]
+        strange = pyarrow.concat_tables(others)
+        count = min(len(strange), round(FOREIGN * options.pool))
+        own = random.permutation(rest)[: round(count * (1 - FOREIGN) / FOREIGN)]
+        strange = strange.take(random.permutation(len(strange))[:count])
+        pool = pyarrow.concat_tables([train.take(own).select(["text"]), strange])
+    path = folder / "pool.parquet"
+    pyarrow.parquet.write_table(pool, path)
+    return path
+
+
+def imbalanced(classes_N: np.ndarray, rest: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Returns numbers of rows among ``rest``, class by class at 10^(−c/(C−1)) of the first class's."""
+    order = random.permutation(np.unique(classes_N))
+    most = min((classes_N[rest] == label).sum() for label in order)
+    chosen = []
+    for place, label in enumerate(order):
+        count = round(most * IMBALANCE ** (-place / (len(order) - 1)))
+        chosen.append(random.permutation(rest[classes_N[rest] == label])[:count])
+    return random.permutation(np.concatenate(chosen))
+
+
+def strangers(folder: Path) -> Any:
+    """Returns the texts of another set's train rows."""
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(folder / "train.parquet", columns=["text"])
+
+
+def key_of(name: str, data: str, labels: int, seed: int, options, stress: str = "none") -> dict[str, Any]:
     """What tells one run from another."""
     ceiling = name == "ceiling"
     return {
-        "set": data,
+        "set": data if stress == "none" else f"{data}, {stress}",
         "labels": 0 if ceiling else labels,
         "seed": seed,
         "method": name,
@@ -236,6 +298,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--methods", nargs="+", default=["supervised", "adamatch", "softmatch"], choices=METHODS
     )
+    parser.add_argument("--stress", nargs="+", default=["none"], choices=STRESS, help="what spoils the pool")
+    parser.add_argument("--foreign", nargs="+", default=["trec6", "sst2"], help="sets of the foreign rows")
     parser.add_argument("--model", default="local/minilm")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--ceiling-steps", type=int, default=300)
@@ -257,25 +321,34 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run_grid(options, lines: list[dict[str, Any]]) -> None:
     """Appends the runs that the file lacks, seed by seed so that every seed is whole early."""
-    known = [{k: line[k] for k in ("set", "labels", "seed", "method", "steps", "pool")} for line in lines]
+    names = ("set", "labels", "seed", "method", "steps", "pool")
+    known = {tuple(line[name] for name in names) for line in lines}
+    for seed, data, labels, stress, name in wanted(options):
+        key = key_of(name, data, labels, seed, options, stress)
+        if tuple(key[name] for name in names) in known:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            pool = stressed_pool(stress, data, labels, seed, options, Path(folder))
+            line = measure(key, recipe_of(name, data, labels, seed, options, pool))
+        lines.append(line)
+        with options.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        print(
+            f"{key['set']}, {labels} a class, seed {seed}, {name}: {100 * line['accuracy']:.1f} % "
+            f"in {line['minutes']:.1f} minutes",
+            file=sys.stderr,
+        )
+
+
+def wanted(options) -> Iterator[tuple[int, str, int, str, str]]:
+    """Seed, set, labels a class, stress and method of each run; one ceiling a set."""
     for seed in range(options.first_seed, options.first_seed + options.seeds):
-        for data in options.sets:
-            for labels in options.labels:
-                for name in options.methods:
-                    if name == "ceiling" and (seed != options.first_seed or labels != options.labels[0]):
-                        continue
-                    key = key_of(name, data, labels, seed, options)
-                    if {k: key[k] for k in known[0]} in known if known else False:
-                        continue
-                    line = measure(key, recipe_of(name, data, labels, seed, options))
-                    lines.append(line)
-                    with options.out.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(line) + "\n")
-                    print(
-                        f"{data}, {labels} a class, seed {seed}, {name}: {100 * line['accuracy']:.1f} % "
-                        f"in {line['minutes']:.1f} minutes",
-                        file=sys.stderr,
-                    )
+        for data, labels, stress, name in itertools.product(
+            options.sets, options.labels, options.stress, options.methods
+        ):
+            again = seed != options.first_seed or labels != options.labels[0] or stress != options.stress[0]
+            if not (name == "ceiling" and again):
+                yield seed, data, labels, stress, name
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ from hf_llm_recipes.tuning.freeze import layer_stack
 
 log = logging.getLogger("hf_llm_recipes")
 
+LEAST_CROSS_FIT = 12  # tagged rows, four a fold
+
 
 @METHODS.register
 @dataclass(kw_only=True)
@@ -72,7 +74,8 @@ class SemiSupervised(Method):
         export: Whose weights are judged and saved; ``auto``: the teacher's where it is an average.
         guard: Whether the unlabeled weight is turned down when it does harm. ``cross_fit``: before that,
             semi-supervised and supervised training are compared on labeled rows held out in turn, three
-            trainings of each; where the pool does harm, the run trains without it.
+            trainings of each; where the pool does harm, the run trains without it. ``auto``: cross_fit
+            for tags of words, where harm was found that nothing else sees, else true.
         reuse_lower_layers: Whether frozen lower layers are computed once a row (their dropout is then
             off); ``auto``: where half of the layers or more are frozen.
 
@@ -93,7 +96,7 @@ class SemiSupervised(Method):
     warm_start_fraction: float = 0.5
     prior: Literal["estimated", "uniform", "labeled"] | list[float] = "estimated"
     export: Literal["auto", "teacher", "student"] = "auto"
-    guard: bool | Literal["cross_fit"] = True
+    guard: bool | Literal["auto", "cross_fit"] = "auto"
     reuse_lower_layers: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
@@ -121,7 +124,7 @@ class SemiSupervised(Method):
         """Returns the Trainer; frozen features are computed here where the recipe uses them."""
         self._check_parts(parts)
         self.frozen, self.verdict = None, None
-        if self.guard != "cross_fit" or self.weight == 0:
+        if not self._cross_fits(parts):
             return self._build(parts)
         guarded = replace(self, guard=True)
         self.verdict = cross_fit(parts, lambda some: guarded.build(some))
@@ -130,6 +133,19 @@ class SemiSupervised(Method):
             return self._build(parts)
         labeled_alone = replace(self, guard=False, weight=0.0, teacher="default", export="auto")
         return labeled_alone._build(replace(parts, algorithm=PiModel()))
+
+    def _cross_fits(self, parts: Parts) -> bool:
+        if self.guard == "auto":
+            if self.weight == 0 or parts.task.item_problem != "tokens":
+                return False
+            if len(parts.train) < LEAST_CROSS_FIT:
+                log.warning(
+                    f"{len(parts.train)} labeled rows are too few to hold some out: whether the pool does harm "
+                    "to the tags is not looked at beforehand"
+                )
+                return False
+            return True
+        return self.guard == "cross_fit" and self.weight > 0
 
     def _build(self, parts: Parts) -> SemiSupervisedTrainer:
         algorithm, task, arguments = parts.algorithm, parts.task, parts.arguments

@@ -61,6 +61,62 @@ def test_neighbors_are_sklearns(rows, neighbors):
     assert np.abs(cosines - (1 - distances[:, 1:])).max() < 1e-5
 
 
+def _clusters(rows, width=32, seed=3):
+    random = np.random.default_rng(seed)
+    return random.normal(size=(20, width))[random.integers(0, 20, rows)] + 0.5 * random.normal(
+        size=(rows, width)
+    )
+
+
+def test_an_inverted_file_finds_nearly_all_of_sklearns_neighbors():
+    pytest.importorskip("faiss")
+    points = _clusters(3000)
+    found, cosines = nearest(points, 10, exact=False)
+    exact = NearestNeighbors(n_neighbors=11, metric="cosine", algorithm="brute").fit(points)
+    expected = exact.kneighbors(points, return_distance=False)[:, 1:]
+    same = np.mean([np.isin(row, other).mean() for row, other in zip(found, expected, strict=True)])
+    assert same > 0.97
+    unit = points / np.linalg.norm(points, axis=1, keepdims=True)
+    assert np.abs(cosines - (unit[:, None] * unit[found]).sum(2)).max() < 1e-5
+    assert (np.diff(cosines, axis=1) <= 0).all()
+    assert (found != np.arange(3000)[:, None]).all()
+    again, _ = nearest(points, 10, exact=False)
+    assert np.array_equal(found, again)
+
+
+def test_an_inverted_file_with_equal_rows_and_with_cells_too_small():
+    pytest.importorskip("faiss")
+    found, cosines = nearest(np.tile([[1.0, 2.0]], (300, 1)), 2, exact=False)
+    assert np.allclose(cosines, 1)
+    assert (found != np.arange(300)[:, None]).all()
+    points = _clusters(100)  # ten cells, all of them probed; one neighbour less than there are rows
+    found, _ = nearest(points, 99, exact=False)
+    assert (np.sort(found) == [np.delete(np.arange(100), row) for row in range(100)]).all()
+    few = np.concatenate([_clusters(1000), -50 + _clusters(3)])
+    found, _ = nearest(few, 200, exact=False)  # cells near the three hold fewer than 200 rows, or not
+    assert ((found >= 0) & (found != np.arange(1003)[:, None])).all()
+    assert all(len(set(row)) == 200 for row in found.tolist())
+
+
+def test_many_rows_take_the_inverted_file_where_it_is_installed(monkeypatch, caplog):
+    caplog.set_level("INFO", "hf_llm_recipes")
+    from hf_llm_recipes.data import propagation
+
+    monkeypatch.setattr(propagation, "EXACT_ROWS", 200)
+    called = []
+    monkeypatch.setattr(propagation, "_inverted_file", lambda *given: called.append(given[1]) or (None, None))
+    monkeypatch.setattr(propagation.importlib.util, "find_spec", lambda name: name == "faiss" or None)
+    nearest(_clusters(200), 3)
+    assert not called
+    nearest(_clusters(201), 3)
+    assert called == [3]
+    nearest(_clusters(201), 3, exact=True)
+    monkeypatch.setattr(propagation.importlib.util, "find_spec", lambda name: None)
+    assert nearest(_clusters(201), 3)[0].shape == (201, 3)
+    assert called == [3]
+    assert 'pip install "hf_llm_recipes[neighbors]"' in caplog.text
+
+
 def test_equal_rows_are_each_others_neighbors():
     found, cosines = nearest(np.tile([[1.0, 2.0]], (300, 1)), 2)
     assert found[0].tolist() == [1, 2]

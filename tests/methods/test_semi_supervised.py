@@ -408,7 +408,9 @@ def test_compare_needs_something_to_compare(recipe):
         run(Recipe.from_dict({**recipe, "compare": True}))
 
 
-def test_words_are_items_and_keep_their_place(tiny_bert, tmp_path, monkeypatch, trainers):
+@pytest.fixture
+def tagged(tiny_bert, tmp_path, monkeypatch):
+    """A recipe that tags words, by number of labeled rows and keys of its method."""
     monkeypatch.setenv("HF_LLM_RECIPES_CACHE", str(tmp_path / "cache"))
     from conftest import sentences
 
@@ -422,28 +424,50 @@ def test_words_are_items_and_keep_their_place(tiny_bert, tmp_path, monkeypatch, 
     ]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    done = run(
-        Recipe.from_dict(
+
+    def make(labeled=20, steps=6, **method):
+        return Recipe.from_dict(
             {
                 "output": str(tmp_path / "out"),
                 "model": {"name": str(tiny_bert)},
                 "data": {
                     "name": str(path),
-                    "train": "train[:20]",
-                    "unlabeled": "train[20:90]",
+                    "train": f"train[:{labeled}]",
+                    "unlabeled": f"train[{labeled}:90]",
                     "test": "train[90:]",
                     "eval_fraction": 0,
                     "pool_overlap": "drop",
                 },
                 "task": {"name": "token_classification"},
-                "method": {"name": "semi_supervised", "warmup_fraction": 0.0},
+                "method": {"name": "semi_supervised", "warmup_fraction": 0.0, **method},
                 "algorithm": {"name": "fixmatch", "threshold": 0.6},
-                "trainer": {"max_steps": 6, "learning_rate": 1e-2, "use_cpu": True, "disable_tqdm": True},
+                "trainer": {"max_steps": steps, "learning_rate": 1e-2, "use_cpu": True, "disable_tqdm": True},
             }
         )
-    )
+
+    return make
+
+
+def test_words_are_items_and_keep_their_place(tagged, trainers):
+    done = run(tagged(guard=True))
     assert trainers[0].computed["strong_rows"] > 0
     assert len(done.metrics["method"]["prior"]) == 2
+    assert "cross_fit" not in done.metrics["method"]
+
+
+def test_for_tags_held_out_rows_decide_unless_told_otherwise(tagged):
+    found = run(tagged(steps=2)).metrics["method"]["cross_fit"]
+    assert (found["metric"], found["folds"], found["rows"]) == ("f1", 3, 20)
+
+
+def test_few_tagged_rows_are_not_held_out_and_it_is_said(tagged, caplog):
+    method = run(tagged(labeled=11, steps=2)).metrics["method"]
+    assert "cross_fit" not in method
+    assert "11 labeled rows are too few to hold some out" in caplog.text
+
+
+def test_one_class_a_row_needs_no_such_comparison(semi):
+    assert "cross_fit" not in run(semi(trainer={"max_steps": 2})).metrics["method"]
 
 
 def test_views_that_move_words_are_refused_for_tags(semi):
