@@ -180,12 +180,13 @@ def metric(problem: str) -> evaluate.Metric:
 
 
 def summary(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the scores that have an interval, and the intervals, without tables and calibration."""
-    names = [name for name in metrics.get("intervals_95", {}) if name in metrics]
-    return {
-        **{name: metrics[name] for name in names},
-        "intervals_95": {name: metrics["intervals_95"][name] for name in names},
-    }
+    """Returns the scores that have an interval, and the intervals, without tables and calibration.
+
+    Where nothing has an interval, as of one document, every score.
+    """
+    intervals = {name: bounds for name, bounds in metrics.get("intervals_95", {}).items() if name in metrics}
+    names = intervals or [name for name, value in metrics.items() if isinstance(value, float)]
+    return {**{name: metrics[name] for name in names}, "intervals_95": intervals}
 
 
 def format_table(metrics: Mapping[str, Any]) -> rich.console.Group:

@@ -112,3 +112,9 @@ def test_documents_without_bytes_are_refused():
         language([1.0], [1], bytes_D=[0])
     with pytest.raises(DataError, match="bootstrap is -1"):
         language([1.0], [1], bootstrap=-1)
+
+
+def test_a_summary_of_one_document_keeps_its_scores():
+    found = evaluation.summary(language([2 * math.log(8.0)], [2]))
+    assert found["perplexity"] == pytest.approx(8.0)
+    assert found["intervals_95"] == {}

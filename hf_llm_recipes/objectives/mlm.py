@@ -212,7 +212,7 @@ def masked_outcomes(model: Any, features: Any, pad_token_id: int) -> dict[str, n
         labels_BT, _ = _language.padded(rows["labels"], IGNORED, model.device)
         with torch.inference_mode():
             logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT)["logits"].float()
-        losses_BT = torch.nn.functional.cross_entropy(logits_BTV.transpose(1, 2), labels_BT, reduction="none")
+        losses_BT = _language.token_losses(logits_BTV, labels_BT)
         right_BT = (logits_BTV.argmax(-1) == labels_BT) & (labels_BT != IGNORED)
         found["losses"][chosen] = losses_BT.double().sum(1).cpu().numpy()
         found["tokens"][chosen] = (labels_BT != IGNORED).sum(1).cpu().numpy()

@@ -390,12 +390,12 @@ def pair_outcomes(model: Any, features: Any, pad_token_id: int) -> dict[str, np.
         chosen = order[at : at + ROWS_AT_ONCE]
         outputs, batch = pair_outputs(model, list(features.select(chosen)), pad_token_id)
         tokens_BT, next_B = batch["labels"][..., 0], batch["next_sentence_label"]
-        logits_BVT = outputs["prediction_logits"].float().transpose(1, 2)
+        logits_BTV = outputs["prediction_logits"].float()
         next_B2 = outputs["seq_relationship_logits"].float()
         values = (
-            cross_entropy(logits_BVT, tokens_BT, reduction="none").double().sum(1),
+            _language.token_losses(logits_BTV, tokens_BT).double().sum(1),
             (tokens_BT != IGNORED).sum(1),
-            (logits_BVT.argmax(1) == tokens_BT).sum(1),
+            (logits_BTV.argmax(-1) == tokens_BT).sum(1),
             cross_entropy(next_B2, next_B, reduction="none"),
             next_B2.argmax(1) == next_B,
         )

@@ -333,13 +333,12 @@ def target_outcomes(
     for at in range(0, len(order), ROWS_AT_ONCE):
         chosen = order[at : at + ROWS_AT_ONCE]
         logits_BTV, labels_BT = target_logits(model, list(features.select(chosen)), pad_token_id)
-        logits_BVT = logits_BTV.float().transpose(1, 2)
-        losses_BT = torch.nn.functional.cross_entropy(logits_BVT, labels_BT, reduction="none").double()
+        losses_BT = _language.token_losses(logits_BTV, labels_BT).double()
         target_BT = labels_BT != IGNORED
         others = torch.tensor([*sentinels, IGNORED], device=labels_BT.device)
         hidden_BT = target_BT & ~torch.isin(labels_BT, others)
         hidden_BT &= target_BT.cumsum(1) < target_BT.sum(1, keepdim=True)  # the last one is the end token
-        right_BT = (logits_BVT.argmax(1) == labels_BT) & hidden_BT
+        right_BT = (logits_BTV.argmax(-1) == labels_BT) & hidden_BT
         values = (losses_BT, target_BT, losses_BT * hidden_BT, hidden_BT, right_BT)
         for name, value_BT in zip(names, values, strict=True):
             found[name][chosen] = value_BT.double().sum(1).cpu().numpy()

@@ -80,8 +80,17 @@ def padded(rows: list[list[int]], fill: int, device: Any) -> tuple[Tensor, Tenso
 @torch.inference_mode()
 def next_token_losses(model: Any, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """Returns −log p of each token after the first given those before it, (B, T − 1), in float32."""
-    logits_BTV = causal_logits(model, ids_BT, mask_BT)[:, :-1]
-    return cross_entropy(logits_BTV.transpose(1, 2).float(), ids_BT[:, 1:], reduction="none")
+    return token_losses(causal_logits(model, ids_BT, mask_BT)[:, :-1], ids_BT[:, 1:])
+
+
+def token_losses(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    """Returns −log p of each label, (B, T), in float32; 0 where it is -100.
+
+    The vocabulary stays the last axis: over another one float32 sums of tens of thousands of terms come
+    out short on CPUs, and every loss by 1e-4.
+    """
+    losses_N = cross_entropy(logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), reduction="none")
+    return losses_N.view(labels_BT.shape)
 
 
 def causal_logits(model: Any, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
