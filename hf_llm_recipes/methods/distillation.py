@@ -32,6 +32,7 @@ from hf_llm_recipes.tuning import _model
 from hf_llm_recipes.tuning._model import ModelSource
 
 IGNORED = -100
+NEARNESS = ("teacher/kl", "teacher/agreement")  # logged
 
 
 @METHODS.register
@@ -105,12 +106,23 @@ class Distillation(Method):
             )
 
     def report(self, trainer: DistillationTrainer) -> dict[str, Any]:
-        """How large both models are."""
-        return {
+        """How large both models are, and how near to each other at first and at last.
+
+        ``agreement`` is the share of training items for which both say the same, ``kl`` the unsoftened
+        KL(teacher ‖ student) an item in nats; in the first and the last tenth of what was logged.
+        """
+        found = {
             "teacher": self.teacher,
             "teacher_weights": _model.count_parameters(trainer.teacher)["total"],
             "student_weights": _model.count_parameters(trainer.model)["total"],
         }
+        logs = [entry for entry in trainer.state.log_history if NEARNESS[0] in entry]
+        tenth = max(1, len(logs) // 10)
+        for when, few in (("first", logs[:tenth]), ("last", logs[-tenth:])):
+            for name in NEARNESS if logs else ():
+                short = name.rpartition("/")[2]
+                found[f"{when}_{short}"] = round(sum(entry[name] for entry in few) / len(few), 4)
+        return found
 
 
 class DistillationTrainer(Trainer):
@@ -127,6 +139,7 @@ class DistillationTrainer(Trainer):
 
     def __init__(self, *, teacher: Any, settings: Distillation, task: Any, **rest: Any) -> None:
         self.settings, self.task = settings, task
+        self._near = torch.zeros(3)  # KL, same answers, items since the last log
         super().__init__(**rest)
         taken = inspect.signature(type(unwrapped(teacher)).forward).parameters
         # with a cache, packed sequences see each other: transformers makes one where nothing forbids it
@@ -156,12 +169,22 @@ class DistillationTrainer(Trainer):
         student_KC, teacher_KC = (self._items(found["logits"], inputs) for found in (outputs, theirs))
         count = num_items_in_batch if num_items_in_batch is not None else len(student_KC)
         taught = self._difference(student_KC, teacher_KC) / count
+        if model.training and self.task.item_problem != "regression":
+            self._near = self._near.to(student_KC.device) + _nearness(student_KC.detach(), teacher_KC)
         if hidden:
             taught = taught + self._hidden_difference(outputs, theirs, inputs, len(student_KC)) / count
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             taught = taught * self.accelerator.num_processes  # as the stock loss: gradients are averaged
         loss = (1 - self.settings.weight) * labels_loss + taught
         return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *given: Any, **named: Any) -> None:
+        """Adds how near the student is to its teacher, on this process's items."""
+        kl, same, items = self._near.tolist()
+        if "loss" in logs and items:
+            logs = {**logs, **dict(zip(NEARNESS, (kl / items, same / items), strict=True))}
+            self._near.zero_()
+        super().log(logs, *given, **named)
 
     def _items(self, logits: Tensor, inputs: dict[str, Any]) -> Tensor:
         """The scores that labels belong to, (K, C) in float32."""
@@ -196,6 +219,14 @@ class DistillationTrainer(Trainer):
             keep = torch.ones_like(square_BT) if mask is None else mask.to(square_BT)
             total = total + (square_BT * keep).sum() / keep.sum()
         return self.settings.hidden_weight * items * total / len(mine)
+
+
+def _nearness(student_KC: Tensor, teacher_KC: Tensor) -> Tensor:
+    """The summed KL(teacher ‖ student), items with the same likeliest class, and items."""
+    student, teacher = (log_softmax(x, dim=-1) for x in (student_KC, teacher_KC))
+    kl = kl_div(student, teacher, reduction="sum", log_target=True)
+    same = (student_KC.argmax(-1) == teacher_KC.argmax(-1)).sum()
+    return torch.stack([kl, same, torch.tensor(len(student_KC), device=kl.device)])
 
 
 def load_teacher(name: str, task: Any, processor: Any) -> Any:

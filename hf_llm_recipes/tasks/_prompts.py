@@ -49,16 +49,30 @@ def as_prompt(value: Any, tokenizer: Any, where: str, system: str | None = None)
 def as_answer(value: Any, prompt: str | list[dict], where: str) -> str | list[dict]:
     """Returns an answer in the form of its prompt: text, or one message of the assistant.
 
+    A whole conversation that ends with the answer is taken too, where it begins with the prompt.
+
     Raises:
-        DataError: it is empty or no such thing.
+        DataError: it is empty, no such thing, or a conversation about another prompt.
     """
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-        value = value[0].get("content")
+    if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+        _check_begins_with(value[:-1], prompt, where)
+        value = value[-1].get("content")
     elif isinstance(value, dict):
         value = value.get("content")
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"the answer is {value!r}", where=where, allowed="a text, or one message")
     return value if isinstance(prompt, str) else [{"role": "assistant", "content": value}]
+
+
+def _check_begins_with(messages: list[dict], prompt: str | list[dict], where: str) -> None:
+    asked = [{"content": prompt}] if isinstance(prompt, str) else prompt
+    texts = [[one.get("content") for one in few if one.get("role") != "system"] for few in (messages, asked)]
+    if messages and texts[0] != texts[1]:
+        raise DataError(
+            f"the answer is one of {len(messages) + 1} messages that do not begin with the prompt",
+            where=where,
+            allowed="a text, one message, or the prompt's messages with the answer behind them",
+        )
 
 
 def prompt_ids(prompt: str | list[dict], tokenizer: Any) -> list[int]:

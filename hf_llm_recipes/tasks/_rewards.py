@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from hf_llm_recipes.errors import DataError, did_you_mean
 
+WORD = re.compile(r"\w+")
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 Reward = Callable[[str, dict[str, Any]], float]
@@ -31,7 +33,23 @@ def last_number(written: str, row: dict[str, Any]) -> float:
     return float(mine is not None and mine == right)
 
 
-NAMED: dict[str, Reward] = {"exact_match": exact_match, "contains": contains, "last_number": last_number}
+def token_f1(written: str, row: dict[str, Any]) -> float:
+    """F1 of the text's words against the answer's, case and order aside, in [0, 1].
+
+    As SQuAD counts it (Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250, §6.1), but that articles
+    are words too.
+    """
+    mine, right = (Counter(WORD.findall(_plain(text))) for text in (written, row["answer"]))
+    both = (mine & right).total()
+    return 2 * both / (mine.total() + right.total()) if both else 0.0
+
+
+NAMED: dict[str, Reward] = {
+    "exact_match": exact_match,
+    "contains": contains,
+    "last_number": last_number,
+    "token_f1": token_f1,
+}
 
 
 def reward_of(name: str) -> Reward:

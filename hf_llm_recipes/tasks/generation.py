@@ -34,8 +34,8 @@ class Generation(LanguageTask):
     Args:
         prompt: Column of the prompt: a text, or messages.
         answer: Column of the answer; None where the reward needs none.
-        reward: ``exact_match``, ``contains``, ``last_number``, or ``module:function``, a function of the
-            text and the row as it was read, which gives a number.
+        reward: ``exact_match``, ``contains``, ``last_number``, ``token_f1``, or ``module:function``, a
+            function of the text and the row as it was read, which gives a number.
         system: A system message before each prompt that has none.
         max_length: Tokens that a prompt with its answer may have; longer rows are left out and counted.
             None: what the model can.

@@ -35,7 +35,7 @@ class Preference(LanguageTask):
 
     Args:
         prompt: Column of the prompt: a text, or messages.
-        chosen: Column of the better answer: a text, or one message.
+        chosen: Column of the better answer: a text, one message, or the whole conversation up to it.
         rejected: Column of the worse one.
         system: A system message before each prompt that has none.
         max_length: Tokens that a prompt with an answer may have; longer rows are left out and counted.

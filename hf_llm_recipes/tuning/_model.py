@@ -39,6 +39,7 @@ from hf_llm_recipes.data.tokenizer_training import TokenizerTraining, train_toke
 from hf_llm_recipes.errors import DataError, RunError, did_you_mean
 from hf_llm_recipes.models import decoder, encoder, encoder_decoder, vision  # noqa: F401  registers them
 from hf_llm_recipes.models.base import check_config_keys
+from hf_llm_recipes.tuning._fewer_layers import keep_layers
 from hf_llm_recipes.tuning.base import Tuning
 
 
@@ -57,6 +58,8 @@ class ModelSource:
         dtype: Of the weights; ``auto`` takes what the device computes well.
         trust_remote_code: Runs the Python code that the checkpoint ships.
         attn_implementation: ``eager``, ``sdpa``, ``flash_attention_2``, …
+        keep_layers: With ``name``: only so many of its layers, evenly spread, both ends among them; e.g.
+            the student of a distillation. Not for adapters, whose base must lie somewhere whole.
 
     Raises:
         ValueError: keys that do not go together, or an unknown architecture, preset or config key.
@@ -71,6 +74,7 @@ class ModelSource:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     trust_remote_code: bool = False
     attn_implementation: str | None = None
+    keep_layers: int | None = None
 
     def __post_init__(self) -> None:
         if (self.name is None) == (self.architecture is None):
@@ -138,8 +142,9 @@ class ModelSource:
             raise ValueError("tokenizer is missing: an architecture without weights brings none")
         if self.tokenizer is not None and takes_images:
             raise ValueError(f"tokenizer has no effect on {self.architecture}, which takes images")
-        if self.revision is not None:
-            raise ValueError("revision has an effect only with name")
+        for key in ("revision", "keep_layers"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key} has an effect only with name")
 
     def hub_arguments(self) -> dict[str, Any]:
         """What every ``from_pretrained`` of this source gets."""
@@ -374,6 +379,11 @@ def build(
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = getattr(tokenizer, "pad_token_id", None)  # an image processor has none
     loader = getattr(transformers, auto_class)
+    if source.keep_layers is not None and tuning.uses_adapter:
+        raise ValueError(
+            f"keep_layers is {source.keep_layers}: an adapter is saved without its base, which lies nowhere "
+            "with so few layers; use `tuning: full` or `freeze`"
+        )
     if source.architecture is not None:
         return _from_random_weights(loader, config, source, tuning, quantization, precision)
     head, kept = _head_and_kept(loader, config, source, tuning, quantized=quantization is not None)
@@ -551,6 +561,8 @@ def _load(
     except (OSError, ValueError, RuntimeError) as error:
         raise _unloadable(source, error, "weights") from error
     _keep_4bit_arithmetic(model)
+    if source.keep_layers is not None:
+        keep_layers(model, source.keep_layers)
     return model, info
 
 

@@ -98,6 +98,7 @@ def test_every_corpus_has_a_line_and_a_licence():
         "local/python-docstrings",
         "local/python-names",
         "local/python-questions",
+        "local/python-signatures",
         "local/python-source",
     ]
     assert lines["local/digits"] == "8x8 images of handwritten digits (CC-BY-4.0)"
@@ -108,7 +109,7 @@ def test_every_corpus_has_a_line_and_a_licence():
         assert corpus.license
         assert corpus.packages
         seen += 1
-    assert seen == 5
+    assert seen == 6
 
 
 CLEANED = {

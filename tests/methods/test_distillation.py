@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 import hf_llm_recipes.run as engine
 from hf_llm_recipes.errors import RecipeError, RunError
-from hf_llm_recipes.methods.distillation import Distillation, DistillationTrainer, load_teacher
+from hf_llm_recipes.methods.distillation import Distillation, DistillationTrainer, _nearness, load_teacher
 from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.tasks.text_classification import TextClassification
 
@@ -37,6 +37,14 @@ def test_the_kl_of_one_item_by_hand():
     share = math.sqrt(3) / (1 + math.sqrt(3))
     softened = share * math.log(2 * share) + (1 - share) * math.log(2 * (1 - share))
     assert difference(*given, weight=0.5, temperature=2.0) == pytest.approx(0.5 * 4 * softened)
+
+
+def test_how_near_two_models_are_by_hand():
+    # the first item as above, at T = 1; on the second both give 1/2, 1/2, and the same likeliest class
+    student, teacher = torch.zeros(2, 2), torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]])
+    kl, same, items = _nearness(student, teacher).tolist()
+    assert kl == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
+    assert (same, items) == (1, 2)
 
 
 def test_a_regression_learns_the_squared_difference():

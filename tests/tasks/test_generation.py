@@ -57,6 +57,9 @@ def test_only_the_answer_and_its_end_are_learned(tiny_llama):
         ("last_number", "First 3, so 1,234.5", "because #### 1234.5", 1.0),
         ("last_number", "no number", "#### 7", 0.0),
         ("last_number", "it is -7", "#### 7", 0.0),
+        ("token_f1", "Axis; out", "out, axis", 1.0),
+        ("token_f1", "the axis axis is", "axis, out", 2 * 1 / (4 + 2)),  # one word in common
+        ("token_f1", "", "axis", 0.0),
     ],
 )
 def test_rewards_by_hand(reward, written, answer, value):

@@ -72,6 +72,19 @@ def test_ids_under_a_template(tiny_llama):
     assert row["chosen_ids"] == [*ids(["good", "goal"]), 3]
 
 
+def test_an_answer_may_be_the_whole_conversation(tiny_llama):
+    asked = {"role": "user", "content": ROW["prompt"]}
+    whole = {k: [asked, {"role": "assistant", "content": ROW[k]}] for k in ("chosen", "rejected")}
+    expected, *_ = prepared(tiny_llama, [ROW], TEMPLATE)
+    for fields in ({}, {"system": "a song"}):
+        found, *_ = prepared(tiny_llama, [{**ROW, **whole}], TEMPLATE, **fields)
+        assert found["chosen_ids"][:] == expected["chosen_ids"][:]
+    other = [{"role": "user", "content": "the team"}, *whole["chosen"][1:]]
+    with pytest.raises(DataError, match="of 2 messages that do not begin with the prompt") as caught:
+        prepared(tiny_llama, [{**ROW, **whole, "chosen": other}], TEMPLATE)
+    assert "row 0, chosen" in str(caught.value)
+
+
 def test_longer_rows_are_left_out_and_counted(tiny_llama):
     long = {**ROW, "rejected": "soup " * 40}
     features, found, _ = prepared(tiny_llama, [ROW, long, ROW], max_length=20)
