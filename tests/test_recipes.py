@@ -37,8 +37,8 @@ def test_the_header_says_what_it_is_and_what_was_measured(recipe):
         assert re.search(r"\d\.\d minutes", recipe.header["time"])
         assert re.search(r"\d\.\d+ GiB", recipe.header["memory"])
         assert re.search(
-            r"(accuracy|F1 of spans) \d\d\.\d % \(95 % interval \d\d\.\d–\d\d\.\d\)"
-            r"|(bits a byte|loss|L1 of hidden pixels) \d\.\d+ \(95 % interval \d\.\d+–\d\.\d+\)",
+            r"(accuracy|F1 of spans|exact match) \d\d\.\d % \(95 % interval \d\d\.\d–\d\d\.\d\)"
+            r"|(bits a byte|loss|reward|L1 of hidden pixels) \d\.\d+ \(95 % interval \d\.\d+–\d\.\d+\)",
             recipe.header["result"],
         )
     else:

@@ -112,7 +112,13 @@ def answer_ids(prompt: str | list[dict], answer: str | list[dict], tokenizer: An
 
 
 def rows_within(
-    rows: Any, limit: int, where: str, make: Callable[[dict, str], dict], length: Callable[[dict], int]
+    rows: Any,
+    limit: int,
+    where: str,
+    make: Callable[[dict, str], dict],
+    length: Callable[[dict], int],
+    *,
+    drop_bad: bool = False,
 ) -> tuple[Dataset, dict[str, int]]:
     """Returns the features of the rows that fit, each with its number as ``row``, and counts.
 
@@ -122,24 +128,35 @@ def rows_within(
         where: For messages.
         make: A row and where it is -> its features.
         length: Features -> tokens.
+        drop_bad: Whether rows of which ``make`` complains are counted and left out.
 
     Raises:
         DataError: a stream, no row that fits, or whatever ``make`` says of one.
     """
     if isinstance(rows, IterableDataset):
         raise DataError("prompts are read whole", where=where, hint="set `data.streaming: false`")
-    made = [{**make(row, f"{where}, row {i}"), "row": i} for i, row in enumerate(rows)]
+    made, complaints = [], []
+    for i, row in enumerate(rows):
+        try:
+            made.append({**make(row, f"{where}, row {i}"), "row": i})
+        except DataError as error:
+            if not drop_bad:
+                raise
+            complaints.append(error)
+    if not made:
+        raise complaints[0]
     kept = [one for one in made if length(one) <= limit]
     if not kept:
         raise DataError(
-            f"none of {len(rows):,} rows has {limit:,} tokens or fewer",
+            f"none of {len(made):,} rows has {limit:,} tokens or fewer",
             where=where,
             hint="raise `task.max_length`, or take a model that reads more",
         )
     return Dataset.from_list(kept), {
         "rows": len(rows),
-        "left_out": len(rows) - len(kept),
+        "left_out": len(made) - len(kept),
         "max_length": limit,
+        **({"bad": len(complaints)} if drop_bad else {}),
     }
 
 
@@ -150,6 +167,10 @@ def left_out_notes(findings: dict[str, dict[str, int]]) -> list[str]:
         f"{found['max_length']:,} tokens and are left out"
         for split, found in findings.items()
         if found["left_out"]
+    ] + [
+        f"{split}: {found['bad']:,} of {found['rows']:,} rows cannot be used and are dropped"
+        for split, found in findings.items()
+        if found.get("bad")
     ]
 
 

@@ -6,7 +6,7 @@ Shapes: N rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ class Preference(LanguageTask):
         system: A system message before each prompt that has none.
         max_length: Tokens that a prompt with an answer may have; longer rows are left out and counted.
             None: what the model can.
+        bad_rows: Rows in which nothing is preferred (an empty answer, or twice the same): ``refuse``
+            stops and names the first, ``drop`` counts them.
         generation: Of transformers' ``GenerationConfig``, for ``examples`` and ``predict``.
         examples: Prompts that are answered and shown after the run.
 
@@ -54,6 +56,7 @@ class Preference(LanguageTask):
     rejected: str = "rejected"
     system: str | None = None
     max_length: int | None = None
+    bad_rows: Literal["refuse", "drop"] = "refuse"
     generation: dict[str, Any] | None = None
     examples: list[str] | None = None
 
@@ -138,6 +141,7 @@ class Preference(LanguageTask):
             where,
             lambda row, place: self._pair(row, tokenizer, place),
             lambda pair: len(pair["prompt_ids"]) + max(len(pair["chosen_ids"]), len(pair["rejected_ids"])),
+            drop_bad=self.bad_rows == "drop",
         )
 
     def _pair(self, row: dict, tokenizer: Any, where: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer
 
 from hf_llm_recipes.errors import DataError
+from hf_llm_recipes.tasks._prompts import left_out_notes
 from hf_llm_recipes.tasks.preference import Preference, answer_logprob, preference_scores
 
 TEMPLATE = (
@@ -83,6 +84,18 @@ def test_an_answer_may_be_the_whole_conversation(tiny_llama):
     with pytest.raises(DataError, match="of 2 messages that do not begin with the prompt") as caught:
         prepared(tiny_llama, [{**ROW, **whole, "chosen": other}], TEMPLATE)
     assert "row 0, chosen" in str(caught.value)
+
+
+def test_bad_rows_are_dropped_and_counted_where_asked(tiny_llama):
+    rows = [{**ROW, "rejected": " "}, ROW, {**ROW, "rejected": ROW["chosen"]}]
+    features, found, _ = prepared(tiny_llama, rows, max_length=20, bad_rows="drop")
+    assert features["row"][:] == [1]
+    assert found == {"rows": 3, "left_out": 0, "max_length": 20, "bad": 2}
+    assert left_out_notes({"train": found}) == ["train: 2 of 3 rows cannot be used and are dropped"]
+    with pytest.raises(DataError, match="the answer is ' '"):
+        prepared(tiny_llama, rows)
+    with pytest.raises(DataError, match="the answer is ' '"):  # nothing is left
+        prepared(tiny_llama, rows[:1], bad_rows="drop")
 
 
 def test_longer_rows_are_left_out_and_counted(tiny_llama):
