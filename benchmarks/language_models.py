@@ -8,6 +8,8 @@ gets the same token ids, labels, initial weights, order of rows and learning rat
     python benchmarks/language_models.py --data DIR --out lm.jsonl --rows 2 --steps 20 --rounds 1  # losses
     python benchmarks/language_models.py --data DIR --out lm.jsonl --load-in-4bit
 
+    python benchmarks/language_models.py --data DIR --out lm.jsonl --llamafactory lf/bin/python
+
 DIR holds Parquet files with the columns instruction, input, output (Alpaca's).
 
 Notable:
@@ -45,7 +47,10 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "trl, padding-free": {"gradient_checkpointing": False, "padding_free": True, "max_length": None},
     "trl, packing": {"gradient_checkpointing": False, "packing": True, "max_length": MAX_LENGTH},
     "Trainer and peft": {},
+    "LLaMA-Factory, defaults": {},  # recomputes activations in the backward pass
+    "LLaMA-Factory, not recomputing": {"disable_gradient_checkpointing": True},
 }
+ELSEWHERE = "LLaMA-Factory"  # in an environment of its own
 OTHER_BATCHES = {"trl, packing"}  # it lays rows together anew: its steps have other rows
 
 
@@ -191,7 +196,6 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
     from transformers import AutoTokenizer, TrainerCallback
 
     from hf_llm_recipes.assets import resolve_model
-    from hf_llm_recipes.tasks._packing import PaddedCollator
 
     transformers.logging.set_verbosity_error()
     name = options.worker
@@ -201,6 +205,11 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
     rows = read_rows(options.data, tokenizer, options.rows * options.steps)
     peaks = [matrix_product_gflops()]
     model = build_model(four_bit=options.load_in_4bit)
+    if name.startswith(ELSEWHERE):
+        run = elsewhere(options, model, rows)
+        peaks.append(matrix_product_gflops())
+        tokens = [sum(len(row["input_ids"]) for row in batch) for batch in batches_of(rows, options)]
+        return figures(options, model, rows, tokens, peaks, run)
     idle = peak_rss_mib()
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(name, model, rows, tokenizer, options, folder)
@@ -225,13 +234,33 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
         trainer.add_callback(Clock())
         trainer.train()
     peaks.append(matrix_product_gflops())
-    batches = [rows[i * options.rows : (i + 1) * options.rows] for i in range(options.steps)]
-    collator = PaddedCollator(pad_token_id=0)
+    run = {
+        "losses": [line["loss"] for line in trainer.state.log_history if "loss" in line],
+        **seconds,
+        "threads": torch.get_num_threads(),
+        "peak_rss_mib": peak_rss_mib(),
+        "rss_before_training_mib": idle,
+        "packages": {p.__name__: p.__version__ for p in (torch, transformers)},
+    }
+    return figures(options, model, rows, tokens[: options.steps], peaks, run)
+
+
+def batches_of(rows: list[dict], options: argparse.Namespace) -> list[list[dict]]:
+    """The rows of each step."""
+    return [rows[i * options.rows : (i + 1) * options.rows] for i in range(options.steps)]
+
+
+def figures(
+    options: argparse.Namespace, model: Any, rows: list[dict], tokens: list[int], peaks: list, run: dict
+) -> dict[str, Any]:
+    """A run's line: what was measured, and the speeds made of it."""
+    from hf_llm_recipes.tasks._packing import PaddedCollator
+
+    name, collator = options.worker, PaddedCollator(pad_token_id=0)
     useful = [
         useful_gflop(model, {**collator(batch), "lengths": [len(row["input_ids"]) for row in batch]})
-        for batch in batches
+        for batch in batches_of(rows, options)
     ]
-    tokens = tokens[: options.steps]
     if name in OTHER_BATCHES:  # the same arithmetic a token, on average
         useful = [sum(useful) / sum(len(r["input_ids"]) for r in rows) * n for n in tokens]
     best = {clock: max(peak[clock] for peak in peaks) for clock in CLOCKS}
@@ -240,19 +269,45 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
         "rows": options.rows,
         "steps": options.steps,
         "four_bit": options.load_in_4bit,
-        "threads": torch.get_num_threads(),
-        "losses": [line["loss"] for line in trainer.state.log_history if "loss" in line],
         "tokens": tokens,
-        **seconds,
+        **run,
         "matrix_product_gflops": peaks,
-        "tokens_per": {clock: middle_ratio(tokens, seconds[clock]) for clock in CLOCKS},
+        "tokens_per": {clock: middle_ratio(tokens, run[clock]) for clock in CLOCKS},
         "share_of_matrix_product": {
-            clock: middle_ratio(useful, seconds[clock]) / best[clock] for clock in CLOCKS
+            clock: middle_ratio(useful, run[clock]) / best[clock] for clock in CLOCKS
         },
-        "peak_rss_mib": peak_rss_mib(),
-        "rss_before_training_mib": idle,
-        "packages": {p.__name__: p.__version__ for p in (torch, transformers)},
     }
+
+
+def elsewhere(options: argparse.Namespace, model: Any, rows: list[dict]) -> dict[str, Any]:
+    """The same rows and initial weights through LLaMA-Factory, in its own environment."""
+    import datasets
+
+    from hf_llm_recipes.assets import resolve_model
+
+    if options.load_in_4bit:
+        raise SystemExit(f"{ELSEWHERE} is not run in 4 bits: leave it out of --contenders")
+    with tempfile.TemporaryDirectory() as folder:
+        made = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
+        table = datasets.Dataset.from_list(made)
+        datasets.DatasetDict(train=table).save_to_disk(f"{folder}/rows")
+        model.save_pretrained(f"{folder}/adapter")
+        job = {
+            "model": str(resolve_model(MODEL)),
+            "adapter": f"{folder}/adapter",
+            "rows_folder": f"{folder}/rows",
+            "rows": options.rows,
+            "steps": options.steps,
+            "max_length": MAX_LENGTH,
+            "seed": SEED,
+            "more": CONTENDERS[options.worker],
+        }
+        path = Path(folder) / "job.json"
+        path.write_text(json.dumps(job))
+        script = Path(__file__).with_name("language_models_llamafactory.py")
+        command = [str(options.llamafactory), str(script), str(path)]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(output.splitlines()[-1])
 
 
 def key(run: dict[str, Any]) -> tuple:
@@ -271,8 +326,11 @@ def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
     command = [sys.executable, __file__, "--data", str(options.data)]
     command += ["--rows", str(options.rows), "--steps", str(options.steps)]
     command += ["--load-in-4bit"] if options.load_in_4bit else []
+    command += ["--llamafactory", str(options.llamafactory)] if options.llamafactory else []
     for number in range(options.rounds):
         for name in options.contenders:
+            if name.startswith(ELSEWHERE) and options.llamafactory is None:
+                continue
             mark = {"contender": name, "round": number, "rows": options.rows, "steps": options.steps}
             if key({**mark, "four_bit": options.load_in_4bit}) in done:
                 continue
@@ -327,6 +385,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="the first is not timed")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--load-in-4bit", action="store_true")
+    parser.add_argument("--llamafactory", type=Path, help="Python of the environment that has LLaMA-Factory")
     parser.add_argument("--clock", choices=CLOCKS, default="seconds", help="of the printed table")
     parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
