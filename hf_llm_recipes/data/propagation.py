@@ -103,7 +103,7 @@ def _all_pairs(unit_ND: np.ndarray, wanted_M: np.ndarray, neighbors: int) -> tup
 
 
 def _inverted_file(unit_ND: np.ndarray, neighbors: int) -> tuple[np.ndarray, np.ndarray]:
-    """Neighbours among the rows of the nearest of √N cells (k-means), by ``faiss``; same rows, same result."""
+    """Neighbours among the rows of the nearest of √N cells (k-means), by ``faiss``; repeatable."""
     import faiss
 
     count, width = unit_ND.shape

@@ -140,8 +140,8 @@ class SemiSupervised(Method):
                 return False
             if len(parts.train) < LEAST_CROSS_FIT:
                 log.warning(
-                    f"{len(parts.train)} labeled rows are too few to hold some out: whether the pool does harm "
-                    "to the tags is not looked at beforehand"
+                    f"{len(parts.train)} labeled rows are too few to hold some out: whether the pool does "
+                    "harm to the tags is not looked at beforehand"
                 )
                 return False
             return True

@@ -15,7 +15,8 @@ from datasets import Dataset
 
 from hf_llm_recipes.data.blocks import Blocks, best_fit, concat
 from hf_llm_recipes.errors import DataError, RunError
-from hf_llm_recipes.tasks._rows import bar_if_long, input_length
+from hf_llm_recipes.tasks import _tokens
+from hf_llm_recipes.tasks._rows import input_length
 from hf_llm_recipes.tuning._packed_check import check_packed
 
 MIN_TOKENS = 2  # one to see and one to guess
@@ -96,21 +97,9 @@ def tokenize(texts: list[str], tokenizer: Any, where: str, *, special: bool = Tr
         DataError: none has two tokens.
     """
 
-    def encode(batch: dict[str, list]) -> dict[str, list]:
-        made = tokenizer(batch["text"], add_special_tokens=special, verbose=False)
-        return {"input_ids": made["input_ids"]}
-
-    with bar_if_long(len(texts)):
-        made = Dataset.from_dict({"text": texts}).map(
-            encode,
-            batched=True,
-            remove_columns=["text"],
-            load_from_cache_file=False,
-            desc=f"tokenizing the {where}",
-        )
     added = tokenizer.num_special_tokens_to_add() if special else 0
-    made = made.with_format("numpy")["input_ids"]  # 4 bytes a token; Python's own numbers take 36
-    tokens = {i: ids.astype(np.int32) for i, ids in enumerate(made) if len(ids) - added >= MIN_TOKENS}
+    made = _tokens.tokenize(texts, tokenizer, where, special=special)
+    tokens = {i: ids for i, ids in enumerate(made) if len(ids) - added >= MIN_TOKENS}
     if not tokens:
         raise DataError(
             f"none of {len(texts):,} documents has {MIN_TOKENS} tokens or more",

@@ -32,9 +32,8 @@ from hf_llm_recipes.objectives._draws import Draws
 from hf_llm_recipes.objectives._masked_rows import SEED
 from hf_llm_recipes.objectives.base import Objective
 from hf_llm_recipes.registry import TASKS
-from hf_llm_recipes.tasks import _language
+from hf_llm_recipes.tasks import _language, _tokens
 from hf_llm_recipes.tasks._masking import IGNORED, TokenMasker, generator_of
-from hf_llm_recipes.tasks._rows import bar_if_long
 from hf_llm_recipes.tasks.base import Judged, Prepared, splits
 
 SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+|\n+")
@@ -301,7 +300,8 @@ def sentence_chunks(
         DataError: fewer than two documents with two sentences.
     """
     parts = [[s for s in SENTENCE_END.split(text) if s.strip()] for text in texts]
-    tokens = _tokenized([sentence for sentences in parts for sentence in sentences], tokenizer, where)
+    sentences = [sentence for part in parts for sentence in part]
+    tokens = [ids.tolist() for ids in _tokens.tokenize(sentences, tokenizer, where, special=False)]
     rows: dict[str, list] = {"input_ids": [], "seq_lengths": [], "document": []}
     at = left_out = 0
     for document, sentences in enumerate(parts):
@@ -334,21 +334,6 @@ def sentence_chunks(
         short = len(texts) - usable
         notes.append(f"{where}: {short:,} of {len(texts):,} documents have fewer than 2 sentences; left out")
     return Dataset.from_dict(rows), findings, notes
-
-
-def _tokenized(sentences: list[str], tokenizer: Any, where: str) -> list[list[int]]:
-    def encode(batch: dict[str, list]) -> dict[str, list]:
-        return {"input_ids": tokenizer(batch["text"], add_special_tokens=False, verbose=False)["input_ids"]}
-
-    with bar_if_long(len(sentences)):
-        made = Dataset.from_dict({"text": sentences}).map(
-            encode,
-            batched=True,
-            remove_columns=["text"],
-            load_from_cache_file=False,
-            desc=f"tokenizing the {where}",
-        )
-    return list(made["input_ids"]) if len(sentences) else []
 
 
 def _chunked(sentences: list[list[int]], room: int) -> Iterator[list[list[int]]]:
