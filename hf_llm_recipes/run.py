@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import hashlib
 import importlib
+import importlib.util
 import json
 import logging
 import shutil
@@ -458,7 +459,10 @@ class _Runner:
         from hf_llm_recipes.methods.base import Parts
 
         arguments = self.plan.method.arguments_class()(
-            **{**_device_defaults(), "bf16": False, **self.precision.trainer, **self.plan.trainer},
+            **{
+                **{**_device_defaults(), **_kernel_defaults(self.plan)},
+                **{"bf16": False, **self.precision.trainer, **self.plan.trainer},
+            },
             output_dir=str(self.directory / rundir.CHECKPOINTS),
             seed=self.plan.seed,
             # their collators take what they need, such as the lengths of packed documents
@@ -875,6 +879,22 @@ def _device_defaults() -> dict[str, Any]:
 
     cpu = not torch.accelerator.is_available()
     return {"use_cpu": cpu, "dataloader_pin_memory": not cpu}
+
+
+def _kernel_defaults(plan: Plan) -> dict[str, Any]:
+    """liger-kernel's norms, rotations and feed-forwards on a GPU where it is installed; the loss is ours."""
+    import torch
+
+    from hf_llm_recipes.methods.supervised import Supervised
+
+    fits = plan.task.vocabulary_labels and isinstance(plan.method, Supervised)
+    if not fits or not torch.cuda.is_available() or importlib.util.find_spec("liger_kernel") is None:
+        return {}
+    log.info(
+        "liger-kernel is installed: its kernels are used (`trainer.use_liger_kernel: false` for torch's)"
+    )
+    config = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+    return {"use_liger_kernel": True, "liger_kernel_config": config}
 
 
 def _resolved(recipe: Recipe, bound: dict[str, Any], trainer: dict[str, Any]) -> Recipe:

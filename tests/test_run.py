@@ -593,3 +593,30 @@ def test_the_packages_run_can_be_called_more_than_once(recipe, tmp_path):
         done = hlr.run(Recipe.from_dict({**recipe, "output": str(tmp_path / f"again-{number}")}))
         assert done.path.name == f"again-{number}"
     assert engine.Run is type(done)
+
+
+def test_liger_kernels_are_used_for_language_models_on_a_gpu_where_installed(monkeypatch):
+    from types import SimpleNamespace
+
+    import torch
+
+    from hf_llm_recipes import run as module
+    from hf_llm_recipes.methods.semi_supervised import SemiSupervised
+    from hf_llm_recipes.methods.supervised import Supervised
+
+    plan = SimpleNamespace(task=SimpleNamespace(vocabulary_labels=True), method=Supervised())
+    found, gpu = {"liger_kernel": object()}, {"there": True}
+    monkeypatch.setattr(module.importlib.util, "find_spec", found.get)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu["there"])
+    given = module._kernel_defaults(plan)
+    assert given["use_liger_kernel"] is True
+    assert given["liger_kernel_config"] == {"cross_entropy": False, "fused_linear_cross_entropy": False}
+    others = [
+        SimpleNamespace(task=SimpleNamespace(vocabulary_labels=False), method=Supervised()),
+        SimpleNamespace(task=plan.task, method=SemiSupervised()),
+    ]
+    assert all(module._kernel_defaults(other) == {} for other in others)
+    gpu["there"] = False
+    assert module._kernel_defaults(plan) == {}
+    gpu["there"], _ = True, found.clear()
+    assert module._kernel_defaults(plan) == {}

@@ -197,7 +197,8 @@ class LanguageTrainer(Trainer):
 
     def _hindrance(self) -> str | None:
         parallel = getattr(self.accelerator, "parallelism_config", None)
-        if self.args.use_liger_kernel:
+        fuses = (self.args.liger_kernel_config or {}).get("fused_linear_cross_entropy", True)
+        if self.args.use_liger_kernel and fuses:
             return "liger-kernel fuses it with the head"
         if self.args.n_gpu > 1:
             return "nn.DataParallel copies the model; start one process a device instead (torchrun)"

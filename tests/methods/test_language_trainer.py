@@ -294,3 +294,15 @@ def test_the_supervised_method_takes_it_for_labels_that_are_tokens(tmp_path):
             task=task,
         )
         assert type(Supervised().build(parts)) is cls
+
+
+@pytest.mark.parametrize(
+    "config,mode",
+    [(None, "own"), ({"rope": True}, "own"), ({"fused_linear_cross_entropy": False}, "supervised")],
+)
+def test_the_loss_stays_ours_beside_liger_kernels_unless_they_fuse_it(tmp_path, monkeypatch, config, mode):
+    applied = []
+    monkeypatch.setattr("transformers.trainer.apply_liger_kernel", lambda made, given: applied.append(given))
+    made = trainer(model(), tmp_path, use_liger_kernel=True, liger_kernel_config=config)
+    made.train()
+    assert (applied, made.loss_mode) == ([config], mode)
