@@ -6,7 +6,7 @@ import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from hf_llm_recipes.errors import InterruptedRunError, MissingExtraError, UserEr
 
 # click's base of every usage error; typer ships click under a name of its own
 USAGE_ERROR = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+HOW_TO_PREDICT = "give either texts, or --file FILE with --output FILE"
 
 app = typer.Typer(
     name="hf-llm-recipes",
@@ -170,25 +171,100 @@ def predict(
     output: Annotated[
         Path | None, typer.Option(help="For --file: a .csv, .jsonl or .parquet file to write.")
     ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of an answer, at most; unless given, as the run says.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="Sample at this temperature; 0 takes the likeliest token.")
+    ] = None,
+    sample: Annotated[
+        bool | None, typer.Option("--sample/--greedy", help="Draw each token, or take the likeliest.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of what is drawn: the same answers again.")] = None,
 ) -> None:
-    """Answer new texts, or the rows of a file."""
-    if bool(texts) == (file is not None):
-        raise typer.BadParameter("give either texts, or --file FILE with --output FILE")
+    """Answer new texts, or the rows of a file; without either, talk with a language model in the terminal.
+
+    The talk is written token by token and keeps the conversation, through the model's chat template; a model
+    without one goes on with each text. /new forgets the conversation, /system TEXT says something first,
+    /quit or Ctrl-D ends, Ctrl-C stops an answer. From a pipe each line is a message.
+    """
+    if texts and file is not None:
+        raise typer.BadParameter(HOW_TO_PREDICT)
     if file is None and output is not None:
         raise typer.BadParameter("--output has an effect only with --file")
     if file is not None and output is None:
         raise typer.BadParameter("--file needs --output FILE (.csv, .jsonl or .parquet)")
+    settings = _writing_settings(max_new_tokens, temperature, sample)
     _refuse_existing(output)
+    if not texts and file is None:
+        _talk(run_directory, settings, seed)
+        return
     _log_to_terminal()
     from hf_llm_recipes.judging import predict_file
     from hf_llm_recipes.predictor import Predictor
 
     if file is None:
-        answers = Predictor.load(run_directory).predict(texts)
-        _print_answers(texts, answers)
+        predictor = Predictor.load(run_directory)
+        predictor.write_with(settings, seed)
+        _print_answers(texts, predictor.predict(texts))
         return
-    count = predict_file(run_directory, file, output)
+    count = predict_file(run_directory, file, output, settings=settings, seed=seed)
     typer.echo(f"{count:,} rows answered: {output}")
+
+
+@app.command()
+def serve(
+    run_directory: RunArgument,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is every one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+) -> None:
+    """Serve a run's language model to OpenAI clients, by `transformers serve`; needs the extra `serve`.
+
+    Adapters and 8-bit or 4-bit bases are served as they were judged. The model writes as `predict` does;
+    requests may ask for another temperature, top_p, seed or number of tokens. Nothing is fetched from the
+    Hub. Ctrl-C ends it.
+    """
+    from hf_llm_recipes.rundir import model_folder
+
+    model_folder(run_directory)  # a mistake here costs no import
+    _log_to_terminal()
+    from hf_llm_recipes import serving
+
+    serving.serve(run_directory, host, port, typer.echo)
+
+
+def _writing_settings(
+    max_new_tokens: int | None, temperature: float | None, sample: bool | None
+) -> dict[str, Any]:
+    """Options of `predict` -> values of ``GenerationConfig``; what is not given is left to the run."""
+    settings: dict[str, Any] = {}
+    if max_new_tokens is not None:
+        settings["max_new_tokens"] = max_new_tokens
+    if temperature is not None:
+        if sample is not None and sample != (temperature > 0):
+            raise typer.BadParameter("--temperature 0 goes with --greedy, one above 0 with --sample")
+        sample = temperature > 0
+        if sample:
+            settings["temperature"] = temperature
+    if sample is not None:
+        settings["do_sample"] = sample
+    return settings
+
+
+def _talk(run_directory: Path, settings: dict[str, Any], seed: int | None) -> None:
+    from hf_llm_recipes.rundir import model_folder
+
+    model_folder(run_directory)  # a mistake here costs no import
+    _log_to_terminal()
+    from hf_llm_recipes.chatting import talk
+    from hf_llm_recipes.predictor import Predictor, saved_task
+
+    if not saved_task(run_directory).writes:
+        raise typer.BadParameter(f"{HOW_TO_PREDICT}; only language models can be talked with")
+    predictor = Predictor.load(run_directory)
+    predictor.write_with(settings, seed)
+    if talk(predictor, str(run_directory)) and not sys.stdin.isatty():
+        raise typer.Exit(1)
 
 
 def _show_model(words: list[str]) -> None:
@@ -221,8 +297,9 @@ def main() -> None:
     sys.path.append(str(Path.cwd()))  # where a recipe's `imports:` lie; an installed script has only its own
     try:
         code = app(standalone_mode=False)
-        if code:  # typer returns 130 after a Ctrl-C that nobody caught
+        if code == 130:  # typer's, after a Ctrl-C that nobody caught
             _exit("interrupted", code)
+        sys.exit(code or 0)
     except InterruptedRunError as error:
         _exit(error, 130)
     except (UserError, MissingExtraError) as error:

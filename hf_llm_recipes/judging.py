@@ -35,13 +35,22 @@ def evaluate_run(directory: str | Path, data: str | Path | None = None) -> dict[
         return predictor.judge(rows)
 
 
-def predict_file(directory: str | Path, source: str | Path, target: str | Path) -> int:
+def predict_file(
+    directory: str | Path,
+    source: str | Path,
+    target: str | Path,
+    *,
+    settings: dict[str, Any] | None = None,
+    seed: int | None = None,
+) -> int:
     """Answers every row of a file and writes rows with answers; returns how many.
 
     Args:
         directory: A run directory.
         source: Rows with the task's columns, in any format that ``data:`` reads.
         target: ``.csv``, ``.jsonl`` or ``.parquet``; written to the side and renamed.
+        settings: Of ``GenerationConfig``, for models that write text.
+        seed: Where they sample.
 
     Raises:
         RunError: no finished run, or a format that cannot be written.
@@ -51,6 +60,7 @@ def predict_file(directory: str | Path, source: str | Path, target: str | Path) 
     if target.suffix not in WRITERS:
         raise RunError(f"cannot write `{target.suffix}` files", where=str(target), allowed=", ".join(WRITERS))
     predictor = Predictor.load(directory)
+    predictor.write_with(settings or {}, seed)
     recipe = RunDirectory.existing(directory).recipe()
     rows = _file_rows(recipe, source)
     with _said_of(source):

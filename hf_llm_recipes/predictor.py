@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoImageProcessor, AutoTokenizer, set_seed
 
 from hf_llm_recipes.errors import DataError, RunError
 from hf_llm_recipes.methods._forward import model_inputs
 from hf_llm_recipes.recipe import Recipe
-from hf_llm_recipes.registry import TASKS
-from hf_llm_recipes.rundir import MODEL, RECIPE, RECORD, RunDirectory
+from hf_llm_recipes.registry import TASKS, registered_name
+from hf_llm_recipes.rundir import RECIPE, RECORD, model_folder
 from hf_llm_recipes.tasks.base import Task
 from hf_llm_recipes.tuning import _model
 from hf_llm_recipes.tuning._model import ModelSource
@@ -44,11 +44,8 @@ class Predictor:
         Raises:
             RunError: no run, an unfinished one, or its weights do not load.
         """
-        folder = _model_folder(Path(path))
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        fields = dict(record["task"])
-        _import_user_modules(fields["name"], folder.parent)
-        task = TASKS.get(fields.pop("name"))(**fields)
+        folder = model_folder(path)
+        task, record = saved_task(folder), _record(folder)
         tokenizer = _processor(folder, task)
         model = _model.load_saved(
             folder,
@@ -59,6 +56,29 @@ class Predictor:
             quantization=record["quantization"],
         )
         return cls(model, tokenizer, task)
+
+    def write_with(self, settings: dict[str, Any], seed: int | None = None) -> None:
+        """Changes how the model writes its answers.
+
+        Args:
+            settings: Of ``GenerationConfig``, in place of the run's.
+            seed: Of what is drawn from now on, by any model in this process.
+
+        Raises:
+            RunError: the task writes no text, or nothing is drawn that a seed could change.
+        """
+        if not settings and seed is None:
+            return
+        check_writes(self.task, "be changed by options")
+        self.task = self.task.with_settings(settings)
+        if seed is None:
+            return
+        if not self.task.writing(self.tokenizer).settings.get("do_sample"):
+            raise RunError(
+                "a seed has no effect: the likeliest token is taken, none is drawn",
+                hint="sample, or leave the seed out",
+            )
+        set_seed(seed)
 
     def predict(self, rows: Sequence[Any] | Dataset, *, batch_size: int = 32) -> list[dict]:
         """Answers bare inputs, rows or a data set; one dict a row, in order.
@@ -143,6 +163,35 @@ def stacked(rows: Sequence[np.ndarray]) -> np.ndarray:
     return made
 
 
+def saved_task(path: str | Path) -> Task:
+    """Returns the task of a finished run, without its model.
+
+    Raises:
+        RunError: no finished run, or a module of the user's that cannot be imported.
+    """
+    folder = model_folder(path)
+    fields = dict(_record(folder)["task"])
+    _import_user_modules(fields["name"], folder.parent)
+    return TASKS.get(fields.pop("name"))(**fields)
+
+
+def check_writes(task: Task, what: str) -> None:
+    """Refuses tasks whose model writes no text.
+
+    Args:
+        task: Of a run.
+        what: Is asked of it, for the message.
+
+    Raises:
+        RunError: it writes none.
+    """
+    if not task.writes:
+        raise RunError(
+            f"the run's task is {registered_name(type(task))}, whose model writes no text to {what}",
+            allowed="runs of the tasks chat, generation, preference and clm",
+        )
+
+
 def save_record(
     folder: Path,
     *,
@@ -164,13 +213,8 @@ def save_record(
     (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _model_folder(path: Path) -> Path:
-    if (path / RECORD).is_file():
-        return path
-    run = RunDirectory.existing(path)
-    if not (run / MODEL / RECORD).is_file():
-        raise RunError("has no model: the run has not finished", where=str(path), hint=run.resume_command())
-    return run / MODEL
+def _record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / RECORD).read_text(encoding="utf-8"))
 
 
 def _processor(folder: Path, task: Task) -> Any:

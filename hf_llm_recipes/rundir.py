@@ -137,6 +137,21 @@ class RunDirectory:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def model_folder(path: str | Path) -> Path:
+    """Returns the ``model/`` of a finished run, whether the run or that folder is named.
+
+    Raises:
+        RunError: no run, or an unfinished one.
+    """
+    path = Path(path)
+    if (path / RECORD).is_file():
+        return path
+    run = RunDirectory.existing(path)
+    if not (run / MODEL / RECORD).is_file():
+        raise RunError("has no model: the run has not finished", where=str(path), hint=run.resume_command())
+    return run / MODEL
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """Returns the newest whole checkpoint of a training, or None; the Trainer writes its state file last.
 

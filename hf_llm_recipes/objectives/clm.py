@@ -21,6 +21,7 @@ from hf_llm_recipes.objectives._losses import token_loss
 from hf_llm_recipes.objectives.base import Objective
 from hf_llm_recipes.registry import TASKS
 from hf_llm_recipes.tasks import _language
+from hf_llm_recipes.tasks._language_task import Writing
 from hf_llm_recipes.tasks._packing import PackedCollator, PaddedCollator
 from hf_llm_recipes.tasks.base import Judged, Prepared, splits
 
@@ -53,6 +54,7 @@ class Clm(Objective):
     """
 
     shifted_labels: ClassVar[bool] = True
+    writes: ClassVar[bool] = True
 
     text: str = "text"
     document_start: str | None = None
@@ -141,8 +143,12 @@ class Clm(Objective):
         """``{"generated"}`` a row: what the model writes behind the text."""
         self.check_rows(rows, "data")
         texts = _documents.read_documents(rows, self.text, None, "data")
-        given = {**GENERATION, **(self.generation or {})}
+        given = self.writing(processor).settings
         return [{"generated": made} for made in _language.continuations(model, texts, processor, given)]
+
+    def writing(self, processor: Any) -> Writing:
+        """Goes on with a text."""
+        return Writing({**GENERATION, **(self.generation or {})}, chats=False)
 
     def _documents(self, rows: Any, tokenizer: Any, where: str) -> _documents.Documents:
         self.check_rows(rows, where)

@@ -146,7 +146,7 @@ def continuations(model: Any, texts: list[str], tokenizer: Any, generation: dict
     Raises:
         DataError: a text without a token, and no token to begin with.
     """
-    prompts = [_prompt(text, place, tokenizer) for place, text in enumerate(texts)]
+    prompts = [beginning(text, f"row {place}", tokenizer) for place, text in enumerate(texts)]
     return written(model, prompts, tokenizer, generation)
 
 
@@ -173,8 +173,21 @@ def written(model: Any, prompts: list[list[int]], tokenizer: Any, generation: di
     return made
 
 
-def _prompt(text: str, place: int, tokenizer: Any) -> list[int]:
-    ids = tokenizer(text)["input_ids"]
+def beginning(text: str, where: str | None, tokenizer: Any) -> list[int]:
+    """Returns the ids of a text that a model goes on with.
+
+    Raises:
+        DataError: a text without a token, and no token to begin with.
+    """
+    return going_on(tokenizer(text)["input_ids"], where, tokenizer)
+
+
+def going_on(ids: list[int], where: str | None, tokenizer: Any) -> list[int]:
+    """Returns ids without the end that a tokenizer puts behind a text; of none, the one that begins it.
+
+    Raises:
+        DataError: there is no token, and none to begin with.
+    """
     ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
     while len(ids) > 1 and ids[-1] in ends:  # a tokenizer that ends texts itself: nothing would follow
         ids = ids[:-1]
@@ -182,5 +195,31 @@ def _prompt(text: str, place: int, tokenizer: Any) -> list[int]:
         return ids
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if begin is None:
-        raise DataError("the text has no token to go on from", where=f"row {place}", hint="give it a word")
+        raise DataError("the text has no token to go on from", where=where, hint="give it a word")
     return [begin]
+
+
+def room(tokens: int, where: str | None, model_config: Any) -> int:
+    """Returns how many tokens a model has positions for behind so many.
+
+    Raises:
+        DataError: none.
+    """
+    most = getattr(model_config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+    if tokens >= most:
+        raise DataError(
+            f"{tokens} tokens leave no room for an answer: the model takes {most}",
+            where=where,
+            hint="shorten the conversation",
+        )
+    return most - tokens
+
+
+def with_room(generation: dict[str, Any], prompts: list[list[int]], model_config: Any) -> dict[str, Any]:
+    """Returns the settings with no more new tokens than the model has positions for.
+
+    Raises:
+        DataError: a prompt fills them all.
+    """
+    least = min(room(len(ids), f"row {place}", model_config) for place, ids in enumerate(prompts))
+    return {**generation, "max_new_tokens": min(generation.get("max_new_tokens") or least, least)}

@@ -74,6 +74,7 @@ class Task(ABC):
     methods: ClassVar[tuple[str, ...] | None] = None  # that can train it; None: every one that takes features
     label_names: ClassVar[list[str] | None] = None  # of a batch, where the model's forward takes none
     judges_model: ClassVar[bool] = False  # logits of all test rows are too many: see `judge_model`
+    writes: ClassVar[bool] = False  # a causal model that answers with text: see `LanguageTask.writing`
 
     @property
     @abstractmethod

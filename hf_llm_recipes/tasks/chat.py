@@ -34,7 +34,7 @@ from hf_llm_recipes.tasks._chat_spans import (
     set_template,
     shorten_by_turns,
 )
-from hf_llm_recipes.tasks._language_task import LanguageTask
+from hf_llm_recipes.tasks._language_task import LanguageTask, Writing
 from hf_llm_recipes.tasks._packing import PackedCollator, PaddedCollator
 from hf_llm_recipes.tasks._rows import bar_if_long, column_names, input_length
 from hf_llm_recipes.tasks.base import Judged, Prepared, splits
@@ -73,6 +73,7 @@ class Chat(LanguageTask):
     """
 
     methods: ClassVar[tuple[str, ...] | None] = ("supervised", "distillation")
+    writes: ClassVar[bool] = True
 
     format: Literal["auto", "messages", "sharegpt", "prompt_completion", "alpaca", "text"] = "auto"
     loss_on: LossOn = "assistant"
@@ -212,16 +213,24 @@ class Chat(LanguageTask):
 
     def answer(self, model: Any, rows: Any, processor: Any) -> list[dict[str, Any]]:
         """``{"generated"}`` a row: what the assistant says next, or how a plain text goes on."""
-        given = {**GENERATION, **(self.generation or {})}
         if self._form(rows, "data", answered=False) == "text" or not processor.chat_template:
-            column = "text" if "text" in rows.column_names else "prompt"
+            column, given = "text" if "text" in rows.column_names else "prompt", self._settings()
             made = _language.continuations(model, rows[column][:], processor, given)
         else:
             prompts = self._prompts(rows, processor)
-            given = _with_room(given, prompts, model.config)
-            ends = {"eos_token_id": ChatEncoder(processor).stop_ids}
-            made = _language.written(model, prompts, processor, {**ends, **given})
+            given = _language.with_room(self.writing(processor).settings, prompts, model.config)
+            made = _language.written(model, prompts, processor, given)
         return [{"generated": one.strip()} for one in made]
+
+    def writing(self, processor: Any) -> Writing:
+        """Answers messages, until the template's end of a turn; goes on with text where it learnt text."""
+        if self.format == "text" or not processor.chat_template:
+            return Writing(self._settings(), chats=False)
+        ends = {"eos_token_id": ChatEncoder(processor).stop_ids}
+        return Writing({**ends, **self._settings()}, chats=True, system=self.system)
+
+    def _settings(self) -> dict[str, Any]:
+        return {**GENERATION, **(self.generation or {})}
 
     def _form(self, rows: Any, where: str, *, answered: bool) -> str:
         if isinstance(rows, IterableDataset):
@@ -440,24 +449,6 @@ def _check_vocabulary(features: Dataset, model_config: Any, where: str) -> None:
             where=where,
             hint="take the tokenizer of this very model, or one whose tokens it has",
         )
-
-
-def _with_room(generation: dict[str, Any], prompts: list[list[int]], model_config: Any) -> dict[str, Any]:
-    """Returns the settings with no more new tokens than the model has positions for.
-
-    Raises:
-        DataError: a prompt fills them all.
-    """
-    most = getattr(model_config.get_text_config(), "max_position_embeddings", None) or 1 << 20
-    full = next((place for place, ids in enumerate(prompts) if len(ids) >= most), None)
-    if full is not None:
-        raise DataError(
-            f"{len(prompts[full])} tokens leave no room for an answer: the model takes {most}",
-            where=f"row {full}",
-            hint="shorten the conversation",
-        )
-    room = most - max(map(len, prompts))
-    return {**generation, "max_new_tokens": min(generation.get("max_new_tokens") or room, room)}
 
 
 def _stop_at_end_of_turn(model: Any, tokenizer: Any) -> list[str]:

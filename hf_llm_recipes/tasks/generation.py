@@ -5,6 +5,7 @@ Shapes: N rows.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from datasets import Dataset
 from hf_llm_recipes import evaluation
 from hf_llm_recipes.registry import TASKS
 from hf_llm_recipes.tasks import _language, _prompts, _rewards
-from hf_llm_recipes.tasks._language_task import LanguageTask
+from hf_llm_recipes.tasks._language_task import LanguageTask, Writing
 from hf_llm_recipes.tasks._packing import IGNORED, PaddedCollator
 from hf_llm_recipes.tasks._rows import check_columns, input_length
 from hf_llm_recipes.tasks.base import Judged, Prepared, splits
@@ -51,6 +52,8 @@ class Generation(LanguageTask):
         *("supervised", "self_training", "self_training_generation"),
         *("grpo", "distillation"),
     )
+
+    writes: ClassVar[bool] = True
 
     prompt: str = "prompt"
     answer_column: str | None = "answer"
@@ -179,9 +182,19 @@ class Generation(LanguageTask):
         behind = _prompts.answer_ids(prompt, answer, processor, f"row {row['row']}")
         return {"input_ids": [*before, *behind], "labels": [IGNORED] * len(before) + behind}
 
+    def writing(self, processor: Any) -> Writing:
+        """Answers messages where the tokenizer has a chat template, else goes on with a text."""
+        settings = {"do_sample": False, **(self.generation or {}), "max_new_tokens": self.max_new_tokens}
+        return Writing(settings, chats=bool(processor.chat_template), system=self.system)
+
+    def with_settings(self, given: dict[str, Any]) -> Generation:
+        """Returns a copy that writes with other values of ``GenerationConfig``; what is not given stays."""
+        more = {key: value for key, value in given.items() if key != "max_new_tokens"}
+        most = given.get("max_new_tokens", self.max_new_tokens)
+        return dataclasses.replace(self, max_new_tokens=most, generation={**(self.generation or {}), **more})
+
     def _written(self, model: Any, ids: list[list[int]], processor: Any) -> list[str]:
-        given = {"do_sample": False, **(self.generation or {}), "max_new_tokens": self.max_new_tokens}
-        return _language.written(model, ids, processor, given)
+        return _language.written(model, ids, processor, self.writing(processor).settings)
 
     def _features(
         self, rows: Any, tokenizer: Any, config: Any, where: str, *, labeled: bool = True

@@ -16,7 +16,7 @@ from hf_llm_recipes import evaluation
 from hf_llm_recipes.errors import DataError
 from hf_llm_recipes.registry import TASKS
 from hf_llm_recipes.tasks import _language, _prompts
-from hf_llm_recipes.tasks._language_task import LanguageTask
+from hf_llm_recipes.tasks._language_task import LanguageTask, Writing
 from hf_llm_recipes.tasks._rows import check_columns, input_length
 from hf_llm_recipes.tasks.base import Judged, Prepared, splits
 
@@ -50,6 +50,7 @@ class Preference(LanguageTask):
     """
 
     methods: ClassVar[tuple[str, ...] | None] = ("dpo",)
+    writes: ClassVar[bool] = True
 
     prompt: str = "prompt"
     chosen: str = "chosen"
@@ -128,9 +129,14 @@ class Preference(LanguageTask):
             _prompts.as_prompt(value, processor, f"data, row {i}", self.system)
             for i, value in enumerate(rows[self.prompt])
         ]
-        given = {**GENERATION, **(self.generation or {})}
+        given = self.writing(processor).settings
         ids = [_prompts.prompt_ids(prompt, processor) for prompt in prompts]
         return [{"generated": text} for text in _language.written(model, ids, processor, given)]
+
+    def writing(self, processor: Any) -> Writing:
+        """Answers messages where the tokenizer has a chat template, else goes on with a text."""
+        settings = {**GENERATION, **(self.generation or {})}
+        return Writing(settings, chats=bool(processor.chat_template), system=self.system)
 
     def _pairs(self, rows: Any, tokenizer: Any, config: Any, where: str) -> tuple[Dataset, dict]:
         wanted = [("prompt", self.prompt), ("chosen", self.chosen), ("rejected", self.rejected)]
