@@ -299,7 +299,8 @@ def main() -> None:
         code = app(standalone_mode=False)
         if code == 130:  # typer's, after a Ctrl-C that nobody caught
             _exit("interrupted", code)
-        sys.exit(code or 0)
+        if code:
+            sys.exit(code)
     except InterruptedRunError as error:
         _exit(error, 130)
     except (UserError, MissingExtraError) as error:
