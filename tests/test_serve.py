@@ -9,18 +9,21 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import openai
 import pytest
 import torch
 from conftest import write_csv
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.cli.serving.utils import Modality
 
 from hf_llm_recipes import serving
-from hf_llm_recipes.errors import RunError
+from hf_llm_recipes.errors import DataError, RunError
 from hf_llm_recipes.predictor import Predictor
 from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.run import run
+from hf_llm_recipes.tasks._language_task import Writing
 
 sys.path.append(str(Path(__file__).parent / "tasks"))
 from _tiny_chat import BYE, END, HELLO, tiny_llama
@@ -221,6 +224,19 @@ def test_whoever_listens_to_every_address_is_told(runs):
     said = serving.greeting(predictor, "full", "0.0.0.0", 80)
     assert said[-1] == "careful: whoever reaches this machine can ask the model; there is no password"
     assert serving.greeting(predictor, "full", "::1", 80)[0] == "url:    http://[::1]:80/v1"
+
+
+def test_what_the_system_says_of_messages_that_open_without_it():
+    tokenizer = SimpleNamespace(chat_template="any")
+    writing = Writing({}, chats=True, system="be kind")
+    handler = serving.ChatHandler(writing, SimpleNamespace(_tokenizer=tokenizer), None)
+    user, system = {"role": "user", "content": "hello"}, {"role": "system", "content": "so"}
+    made = handler.get_processor_inputs_from_messages([user], Modality.LLM)
+    assert made == [{"role": "system", "content": "be kind"}, user]
+    assert handler.get_processor_inputs_from_messages([system, user], Modality.LLM) == [system, user]
+    tokenizer.chat_template = None
+    with pytest.raises(DataError, match="this model has no chat template\n  do: ask /v1/completions"):
+        handler.get_processor_inputs_from_messages([user], Modality.LLM)
 
 
 def test_without_the_extra_it_is_named():
