@@ -190,6 +190,7 @@ def measure(key: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
         "student": method.get("test_student", {}).get("accuracy"),
         "baselines": {name: found["accuracy"] for name, found in done.metrics.get("baselines", {}).items()},
         "guard": method.get("guard"),
+        "first_labels": method.get("first_labels"),
         "strong_rows_computed": method.get("strong_rows_computed"),
         "unlabeled_rows_seen": method.get("unlabeled_rows_seen"),
         "training_minutes": done.metrics["training"]["minutes"],

@@ -122,16 +122,16 @@ def _fold(
     stops = [callback for callback in parts.callbacks if isinstance(callback, GracefulStop)]
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        mine = replace(parts, train=rest, eval=None, callbacks=stops, arguments=_quiet(parts, folder))
+        mine = replace(parts, train=rest, eval=None, callbacks=stops, arguments=quiet(parts, folder))
         trainer = build(mine)
         metric, found["semi_supervised"] = _trained(trainer, held, start, stops)
-        mine.arguments = _quiet(parts, folder)
+        mine.arguments = quiet(parts, folder)
         mine.arguments.max_steps = trainer.state.max_steps
         found["supervised"] = _trained(Supervised().build(mine), held, start, stops)[1]
     return metric, found
 
 
-def _quiet(parts: Parts, folder: str) -> Any:
+def quiet(parts: Parts, folder: str) -> Any:
     """The run's arguments without checkpoints, evaluations and trackers."""
     made = copy.copy(parts.arguments)
     made.output_dir, made.report_to, made.load_best_model_at_end = folder, [], False

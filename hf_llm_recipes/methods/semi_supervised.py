@@ -29,7 +29,7 @@ from hf_llm_recipes.algorithms.uda import UDA
 from hf_llm_recipes.data.augmentation._choose import OneOf, check_kinds, default_views
 from hf_llm_recipes.data.augmentation.base import Pool
 from hf_llm_recipes.errors import DataError
-from hf_llm_recipes.methods import _features, _frozen
+from hf_llm_recipes.methods import _features, _first_labels, _frozen
 from hf_llm_recipes.methods._cross_fit import Verdict, cross_fit
 from hf_llm_recipes.methods._forward import unwrapped
 from hf_llm_recipes.methods._guard import Guard
@@ -65,9 +65,10 @@ class SemiSupervised(Method):
         warmup_fraction: Share of the steps without unlabeled loss, in [0, 1). None: 0 with a warm
             start, else 0.1.
         ramp_fraction: Share of the steps over which λ grows after that, in [0, 1].
-        warm_start: Where the first guesses come from: ``propagation`` (label propagation on frozen
-            features of labeled rows and pool), ``none``, or ``auto``: propagation for single-label
-            tasks.
+        warm_start: Where the first guesses come from: ``propagation`` (label propagation, or a probe where
+            it is better, on frozen features of labeled rows and pool), ``fine_tuned`` (three supervised
+            models, each on two thirds of the labeled rows), ``none``, or ``auto``: for single-label tasks
+            whichever is right more often on labeled rows held out, else none.
         warm_start_fraction: Share of the steps that learn from them, in [0, 1].
         prior: Class shares of the pool: ``estimated``, ``uniform``, ``labeled`` (those of the labeled
             rows), or one share a class.
@@ -92,7 +93,7 @@ class SemiSupervised(Method):
     weight: float = 1.0
     warmup_fraction: float | None = None
     ramp_fraction: float = 0.0
-    warm_start: Literal["auto", "propagation", "none"] = "auto"
+    warm_start: Literal["auto", "propagation", "fine_tuned", "none"] = "auto"
     warm_start_fraction: float = 0.5
     prior: Literal["estimated", "uniform", "labeled"] | list[float] = "estimated"
     export: Literal["auto", "teacher", "student"] = "auto"
@@ -123,7 +124,7 @@ class SemiSupervised(Method):
     def build(self, parts: Parts) -> SemiSupervisedTrainer:
         """Returns the Trainer; frozen features are computed here where the recipe uses them."""
         self._check_parts(parts)
-        self.frozen, self.verdict = None, None
+        self.frozen, self.first, self.verdict = None, None, None
         if not self._cross_fits(parts):
             return self._build(parts)
         guarded = replace(self, guard=True)
@@ -154,10 +155,11 @@ class SemiSupervised(Method):
             raise ValueError("export is teacher, but the student is its own teacher; allowed: auto, student")
         batch, size = self._sizes(parts)
         num_classes = task.num_item_classes(parts.model.config)
+        batches = TwoStreamBatches(len(parts.train), len(parts.unlabeled), batch, size, arguments.seed)
         self.frozen = _frozen.look(parts) if self._uses_features(parts) else None
+        self.first, self.fine_tuned_held_out = self._first_labels(parts, batches)
         prior_C = self._prior(parts, num_classes)
         algorithm.start(num_classes, len(parts.unlabeled))
-        batches = TwoStreamBatches(len(parts.train), len(parts.unlabeled), batch, size, arguments.seed)
         streams = TwoStreams(parts.train, parts.unlabeled, self._strong_view(parts), batches)
         trainer, more = SemiSupervisedTrainer, {}
         if algorithm.students == 2:
@@ -198,7 +200,13 @@ class SemiSupervised(Method):
     def report(self, trainer: SemiSupervisedTrainer) -> dict[str, Any]:
         """What was exported, what the economy saved, what the guard did."""
         computed = trainer.computed
-        said = {} if self.verdict is None else {"cross_fit": asdict(self.verdict)}
+        said: dict[str, Any] = {} if self.verdict is None else {"cross_fit": asdict(self.verdict)}
+        if self.frozen is not None and self.first is not None:
+            held_out = dict(self.frozen.held_out)
+            if self.fine_tuned_held_out is not None:
+                held_out["fine_tuned"] = self.fine_tuned_held_out
+            used = "fine_tuned" if self.first.prior_C is not self.frozen.prior_C else self.frozen.source
+            said["first_labels"] = {"used": used, "held_out": held_out}
         return {
             **said,
             "exported": trainer.export,
@@ -255,25 +263,65 @@ class SemiSupervised(Method):
 
     def _uses_features(self, parts: Parts) -> bool:
         single = parts.task.item_problem == "single_label"
-        if self.warm_start == "propagation" and not single:
+        if self.warm_start in ("propagation", "fine_tuned") and not single:
             raise ValueError(
-                f"warm_start: propagation needs one class a row, not a {parts.task.item_problem} task; "
+                f"warm_start: {self.warm_start} needs one class a row, not a {parts.task.item_problem} task; "
                 "allowed: auto, none"
             )
         return self.weight > 0 and single and self.warm_start != "none"
 
+    def _first_labels(
+        self, parts: Parts, batches: TwoStreamBatches
+    ) -> tuple[_first_labels.FirstLabels | None, float | None]:
+        """The labels of the first steps, and how often fine-tuned models are right on rows held out."""
+        if self.frozen is None or self.warm_start_fraction == 0:
+            return None, None
+        frozen = _first_labels.FirstLabels(
+            self.frozen.target_NC, np.ones(len(self.frozen.target_NC)), self.frozen.prior_C
+        )
+        if self.warm_start == "propagation":
+            return frozen, None
+        if not self.frozen.held_out:  # a class with one labeled row
+            if self.warm_start == "fine_tuned":
+                raise DataError(
+                    "a class has one labeled row: none can be held out",
+                    where="data",
+                    hint="label another row of it, or set `method.warm_start: propagation`",
+                )
+            return frozen, None
+        arguments = parts.arguments
+        accumulated = arguments.gradient_accumulation_steps
+        an_epoch = max(1, len(batches) // arguments.world_size // accumulated)
+        steps = arguments.max_steps
+        if steps <= 0:
+            steps = math.ceil(arguments.num_train_epochs * an_epoch)
+        first = math.ceil(self.warm_start_fraction * steps) * accumulated * arguments.world_size
+        to_beat = -1.0 if self.warm_start == "fine_tuned" else self.frozen.held_out[self.frozen.source]
+        found = _first_labels.fine_tuned(
+            parts,
+            steps=steps,
+            to_beat=to_beat,
+            rows=_first_labels.visited(batches, first, len(parts.unlabeled)),
+        )
+        source = self.frozen.source if found.labels is None else "fine-tuned models"
+        log.info(
+            f"first labels: fine-tuned models are right in {100 * found.held_out:.0f} % of the labeled rows "
+            f"they did not see; used: {source}"
+        )
+        return found.labels or frozen, found.held_out
+
     def _schedule(self) -> Schedule:
-        warm = self.frozen is not None and self.warm_start_fraction > 0
         warmup = self.warmup_fraction
         if warmup is None:
-            warmup = 0.0 if warm else 0.1
+            warmup = 0.0 if self.first is not None else 0.1
         return Schedule(self.weight, warmup, self.ramp_fraction)
 
     def _warm_start(self) -> WarmStart | None:
-        if self.frozen is None or self.warm_start_fraction == 0:
+        if self.first is None:
             return None
-        target_NC = torch.from_numpy(self.frozen.target_NC).float()
-        return WarmStart(target_NC, torch.ones(len(target_NC)), self.warm_start_fraction)
+        target_NC = torch.from_numpy(self.first.target_NC).float()
+        weight_N = torch.from_numpy(self.first.weight_N).float()
+        return WarmStart(target_NC, weight_N, self.warm_start_fraction)
 
     def _prior(self, parts: Parts, num_classes: int) -> Tensor:
         if isinstance(self.prior, list):
@@ -282,8 +330,9 @@ class SemiSupervised(Method):
             return torch.tensor(self.prior)
         if self.prior == "uniform":
             return torch.full((num_classes,), 1 / num_classes)
-        if self.prior == "estimated" and self.frozen is not None:
-            return torch.from_numpy(self.frozen.prior_C).float()
+        source = self.first or self.frozen
+        if self.prior == "estimated" and source is not None:
+            return torch.from_numpy(source.prior_C).float()
         return _labeled_shares(parts, num_classes)
 
     def _strong_view(self, parts: Parts) -> Any:

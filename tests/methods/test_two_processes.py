@@ -53,6 +53,7 @@ CASES = {
     "a guard that finds harm": ("adamatch", {"threshold": 0.5}, {"prior": [0.9, 0.05, 0.05]}),
     "vat": ("vat", {}, {"guard": False}),
     "warm start": ("softmatch", {}, {"warm_start": "propagation", "warm_start_fraction": 1.0}),
+    "fine-tuned": ("softmatch", {}, {"warm_start": "fine_tuned", "warm_start_fraction": 1.0}),
 }
 
 
