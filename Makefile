@@ -28,7 +28,7 @@ recipes: $(READY)
 	for recipe in $(addprefix classify/,full freeze lora dora qlora-4bit qlora-8bit) \
 		$(basename $(wildcard recipes/semi_supervised/*.yaml)) \
 		$(addprefix pretrain/,decoder-clm encoder-decoder-span-corruption encoder-mlm-nsp sentence-contrastive vision-masked-image) \
-		$(addprefix chat/,sft-full sft-lora sft-lora-8bit sft-qlora-4bit continue-pretraining); do \
+		$(addprefix chat/,sft-full sft-lora sft-lora-8bit sft-qlora-4bit continue-pretraining dpo grpo self-training distill); do \
 		$(BIN)/hf-llm-recipes run $$recipe || exit 1; done
 
 bench: $(READY)
