@@ -487,6 +487,7 @@ class _Runner:
                 train_rows=self.loaded.train,
                 unlabeled=self.prepared.unlabeled,
                 unlabeled_rows=self.loaded.unlabeled,
+                eval_rows=self.loaded.eval,
                 encode=self.encode,
                 algorithm=self.plan.algorithm,
                 augmentation=self.plan.augmentation,

@@ -32,6 +32,7 @@ class Parts:
         train_rows: The training rows as they were read; a feature's ``row`` is a place among them.
         unlabeled: Features of the pool, or None.
         unlabeled_rows: The pool's rows as they were read, in the same order.
+        eval_rows: The eval split's rows as they were read.
         encode: Rows like the pool's -> features like the pool's.
         algorithm: The registered semi-supervised algorithm of the recipe, or None.
         augmentation: The registered augmentations of the recipe; empty for the default ones.
@@ -52,6 +53,7 @@ class Parts:
     train_rows: Any = None
     unlabeled: Any = None
     unlabeled_rows: Any = None
+    eval_rows: Any = None
     encode: Any = None
     algorithm: Any = None
     augmentation: list[Any] = field(default_factory=list)

@@ -9,23 +9,40 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import set_seed
+from transformers.trainer_utils import TrainOutput
 
 from hf_llm_recipes.errors import DataError
 from hf_llm_recipes.methods import _selection
 from hf_llm_recipes.methods._language_trainer import LanguageTrainer
 from hf_llm_recipes.methods._selection import PoolLabels
 from hf_llm_recipes.methods.base import Method, Parts
-from hf_llm_recipes.methods.self_training import LABELING, RoundPlan, SelfTrainingTrainer, round_seed
+from hf_llm_recipes.methods.self_training import (
+    LABELING,
+    RECORD,
+    RoundPlan,
+    SelfTrainingTrainer,
+    _aside,
+    _missing_told,
+    _write_json,
+    round_seed,
+)
 from hf_llm_recipes.methods.supervised import frozen_quantised_base
 from hf_llm_recipes.registry import METHODS
+from hf_llm_recipes.rundir import full_disk_told
+
+log = logging.getLogger("hf_llm_recipes")
+
+BEST = "best.pt"  # the weights after the training whose answers are worth most
 
 
 @METHODS.register
@@ -49,6 +66,9 @@ class SelfTrainingGeneration(Method):
         select_fraction: Share of the prompts with such an answer, the surest, that is trained on, in
             (0, 1].
         labeled_share: Share of a round's rows that are labeled ones, in [0, 1); they are repeated, whole.
+        guard: Whether the weights of the training whose answers to the eval split's prompts are worth most
+            are kept at the end, the first training on the labeled rows alone among them; of equals the
+            later. Without an eval split the last round's are.
 
     Raises:
         ValueError: a value out of range.
@@ -65,6 +85,7 @@ class SelfTrainingGeneration(Method):
     least: float = 0.5
     select_fraction: float = 0.5
     labeled_share: float = 0.3
+    guard: bool = True
 
     def __post_init__(self) -> None:
         for name, least in (("rounds", 1), ("samples", 2)):
@@ -113,6 +134,7 @@ class SelfTrainingGeneration(Method):
             return WritingRounds(
                 method=self,
                 pool_rows=parts.unlabeled_rows,
+                eval_rows=parts.eval_rows,
                 task=parts.task,
                 pool=parts.unlabeled,
                 plan=plan,
@@ -129,7 +151,8 @@ class SelfTrainingGeneration(Method):
     def report(self, trainer: WritingRounds) -> dict[str, Any]:
         """Every round's prompts, how many had an answer that was taken, and how sure they were."""
         rounds = [{k: v for k, v in record.items() if k != "log"} for record in trainer.records]
-        return {"rounds": rounds, "labels_settled": trainer.settled}
+        kept = {} if trainer.kept_round is None else {"kept_round": trainer.kept_round}
+        return {"rounds": rounds, "labels_settled": trainer.settled, **kept}
 
 
 class WritingRounds(SelfTrainingTrainer, LanguageTrainer):
@@ -141,12 +164,64 @@ class WritingRounds(SelfTrainingTrainer, LanguageTrainer):
     Args:
         method: Its settings.
         pool_rows: The pool as it was read.
+        eval_rows: The eval split as it was read, or None.
         **rest: Of ``SelfTrainingTrainer``.
     """
 
-    def __init__(self, *, method: SelfTrainingGeneration, pool_rows: Any, **rest: Any) -> None:
+    def __init__(
+        self, *, method: SelfTrainingGeneration, pool_rows: Any, eval_rows: Any, **rest: Any
+    ) -> None:
         super().__init__(**rest)
-        self.method, self.pool_rows = method, pool_rows
+        self.method, self.pool_rows, self.eval_rows = method, pool_rows, eval_rows
+        self.kept_round: int | None = None  # whose weights the model holds, where the guard chose
+        if method.guard and not self._guarded:
+            log.warning(
+                "without an eval split nobody looks whether the pool's answers do harm: the last round's "
+                "weights are kept"
+            )
+
+    @property
+    def _guarded(self) -> bool:
+        return self.method.guard and self.eval_dataset is not None and self.eval_rows is not None
+
+    def _close_round(self, metrics: dict[str, float] | None) -> None:
+        """Also judges what the round's student answers, and keeps the best one's weights on disk."""
+        super()._close_round(metrics)
+        record = self.records[-1]
+        if not self._guarded or "eval_reward" in record:
+            return
+        self.model.eval()
+        given = (self.model, self.eval_dataset, self.eval_rows, self.processing_class)
+        record["eval_reward"] = self.task.judge_model(*given).metrics["reward"]
+        log.info(f"round {record['round']}: answers to the eval split are worth {record['eval_reward']:.3f}")
+        if self.args.should_save:
+            if self._best()["round"] == record["round"]:
+                values = {name: p.detach().cpu() for name, p in self.base.parameters.items()}
+                with _aside(self.root / BEST) as side, full_disk_told(side, "free some space"):
+                    torch.save({"round": record["round"], "values": values}, side)
+            _write_json(self._folder(record["round"]) / RECORD, record, True)
+
+    def _best(self) -> dict[str, Any]:
+        """The record of the round whose answers are worth most; of equals the latest."""
+        return max(self.records, key=lambda record: (record["eval_reward"], record["round"]))
+
+    def _finish(self, complete: bool, shown: tuple[int, int], metrics: dict[str, float]) -> TrainOutput:
+        """Also gives the model the best round's weights."""
+        if complete and self._guarded:
+            self.kept_round, last = self._best()["round"], self.records[-1]["round"]
+            if self.kept_round != last:
+                self.accelerator.wait_for_everyone()
+                with _missing_told(self.root):
+                    saved = torch.load(self.root / BEST, map_location="cpu", weights_only=True)
+                with torch.no_grad():
+                    for name, parameter in self.base.parameters.items():
+                        parameter.copy_(saved["values"][name])
+                before = "the labeled rows alone" if self.kept_round == 0 else f"round {self.kept_round}"
+                log.warning(
+                    f"the eval split's answers are worth {self._best()['eval_reward']:.3f} after {before}, "
+                    f"{self.records[-1]['eval_reward']:.3f} after round {last}: the former are kept"
+                )
+        return super()._finish(complete, shown, metrics)
 
     def _label_pool(self, number: int) -> PoolLabels:
         set_seed(round_seed(self.args.seed, number, LABELING))

@@ -4,12 +4,15 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import hf_llm_recipes.run as engine
 from hf_llm_recipes.errors import DataError, RecipeError
 from hf_llm_recipes.methods.self_training_generation import SelfTrainingGeneration, agreed
 from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.tasks._rewards import answer_key
+from hf_llm_recipes.tasks.generation import Generation
 
 WORDS = ["ball", "team", "goal", "soup", "salt", "oven"]
 
@@ -95,6 +98,58 @@ def test_a_killed_run_goes_on_to_the_same_labels(values, tmp_path):
             folder.rename(tmp_path / f"gone-{name}")
     resumed = engine.run(Recipe.from_dict({**values, "output": str(killed), "resume": True}))
     assert resumed.metrics["test"] == whole.metrics["test"] == again.metrics["test"]
+
+
+@pytest.fixture
+def rewards(values, monkeypatch):
+    """What the answers to the eval split are worth, training by training."""
+    values["data"]["eval"] = "test.jsonl[:4]"
+    values["data"]["test"] = "test.jsonl[4:]"
+    given = []
+    plain = Generation.judge_model
+
+    def judge(self, model, features, rows, processor):
+        judged = plain(self, model, features, rows, processor)
+        if len(rows) == 4:
+            judged.metrics["reward"] = given.pop(0)
+        return judged
+
+    monkeypatch.setattr(Generation, "judge_model", judge)
+    return given
+
+
+def weights(folder):
+    return load_file(folder / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize("worth,kept", [([0.9, 0.5, 0.7], 0), ([0.2, 0.5, 0.5], 2), ([0.2, 0.5, 0.4], 1)])
+def test_the_guard_keeps_the_training_whose_answers_are_worth_most(values, rewards, worth, kept, caplog):
+    rewards += worth
+    values["trainer"]["max_steps"] = 6
+    values["method"]["least"] = 0.25
+    done = engine.run(Recipe.from_dict(values))
+    assert not rewards
+    method = done.metrics["method"]
+    assert method["kept_round"] == kept
+    assert [one["eval_reward"] for one in method["rounds"]] == worth
+    best = torch.load(done.path / "checkpoints" / "best.pt")
+    assert best["round"] == kept
+    assert all(torch.equal(best["values"][name], value) for name, value in weights(done.path).items())
+    if kept == 0:
+        assert "after the labeled rows alone, 0.700 after round 2: the former are kept" in caplog.text
+
+
+def test_without_an_eval_split_or_a_guard_the_last_round_is_kept(values, rewards, caplog):
+    values["trainer"]["max_steps"] = 2
+    values["method"] |= {"least": 0.25, "rounds": 1, "guard": False}
+    done = engine.run(Recipe.from_dict(values))
+    assert "kept_round" not in done.metrics["method"]
+    values["data"].pop("eval")
+    values["method"]["guard"] = True
+    values["output"] += "-2"
+    done = engine.run(Recipe.from_dict(values))
+    assert "kept_round" not in done.metrics["method"]
+    assert "without an eval split nobody looks" in caplog.text
 
 
 def test_without_an_answer_to_take_the_run_says_what_to_do(values):
