@@ -353,8 +353,10 @@ def _show_result(done, recipe) -> None:
     _show_beside(console, done.metrics)
     training = done.metrics["training"]
     peak = ", ".join(f"{v:.2f} GiB {k}" for k, v in training["peak_memory_gib"].items())
+    before = training.get("minutes_before", 0.0)
+    before = f", after {before:.2f} minutes of first labels or comparisons" if before > 0.05 else ""
     console.print(
-        f"{training['steps']:,} steps in {training['minutes']:.2f} minutes, peak memory {peak}",
+        f"{training['steps']:,} steps in {training['minutes']:.2f} minutes{before}, peak memory {peak}",
         highlight=False,
     )
     examples = recipe.section("task").get("examples")

@@ -52,8 +52,8 @@ def compare(ours: Path, theirs: Path, our_metrics: dict, their_metrics: dict) ->
     """
     found = {
         "supervised": evaluation.summary(their_metrics["test"]),
-        "supervised_minutes": their_metrics["training"]["minutes"],
-        "minutes": our_metrics["training"]["minutes"],
+        "supervised_minutes": _minutes(their_metrics),
+        "minutes": _minutes(our_metrics),
     }
     if "accuracy" in our_metrics["test"] and "accuracy" in their_metrics["test"]:
         our_hits, their_hits = _hits(ours), _hits(theirs)
@@ -94,3 +94,9 @@ def _hits(path: Path) -> np.ndarray | None:
     if labels and isinstance(labels[0], list):
         return None
     return np.asarray([a == b for a, b in zip(labels, predicted, strict=True)], dtype=np.int64)
+
+
+def _minutes(metrics: dict[str, Any]) -> float:
+    """Of training, and of what the method needed before it."""
+    training = metrics["training"]
+    return training["minutes"] + training.get("minutes_before", 0.0)

@@ -426,7 +426,9 @@ class _Runner:
         try:
             with rundir.full_disk_told(self.directory.path, advice):
                 self.stage_figures = self._run_stages(stop, checkpoint)
+                begun = time.monotonic()
                 self.trainer = self.plan.recipe.located(lambda: self._trainer(callbacks), "trainer")
+                self.preparing = time.monotonic() - begun
                 self.before = self._judge_before()
                 result = self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except BaseException:
@@ -686,6 +688,7 @@ class _Runner:
             "epochs": round(state.epoch or 0.0, 3),
             "loss": figures.get("train_loss"),
             "minutes": figures.get("train_runtime", 0.0) / 60,
+            "minutes_before": self.preparing / 60,  # of the method: first labels, held-out comparisons
             "samples_per_second": figures.get("train_samples_per_second"),
             "best_metric": state.best_metric,
             "peak_memory_gib": rundir.peak_memory_gib(),
@@ -742,7 +745,7 @@ class _Runner:
             recipe_text=_recipe_text(plan),
             base_model_license=assets.license_of(plan.model.name),
             environment=json.loads((self.directory / rundir.ENVIRONMENT).read_text(encoding="utf-8")),
-            minutes=metrics["training"]["minutes"],
+            minutes=metrics["training"]["minutes"] + metrics["training"]["minutes_before"],
             peak_memory_gib=metrics["training"]["peak_memory_gib"],
             command=f"hf-llm-recipes run {rundir.RECIPE}",
             max_length=getattr(plan.task, "max_length", None),

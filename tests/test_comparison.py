@@ -62,7 +62,7 @@ def write(path: Path, labels, predicted):
 
 def metrics(accuracy):
     test = {"accuracy": accuracy, "loss": 1.0, "intervals_95": {"accuracy": [0.0, 1.0]}}
-    return {"test": test, "training": {"minutes": 2.0}}
+    return {"test": test, "training": {"minutes": 1.5, "minutes_before": 0.5}}
 
 
 def test_both_runs_stand_side_by_side(tmp_path):
