@@ -68,7 +68,7 @@ class SelfTrainingGeneration(Method):
         labeled_share: Share of a round's rows that are labeled ones, in [0, 1); they are repeated, whole.
         guard: Whether the weights of the training whose answers to the eval split's prompts are worth most
             are kept at the end, the first training on the labeled rows alone among them; of equals the
-            later. Without an eval split the last round's are.
+            earlier: the pool has to show that it helps. Without an eval split the last round's are.
 
     Raises:
         ValueError: a value out of range.
@@ -202,8 +202,8 @@ class WritingRounds(SelfTrainingTrainer, LanguageTrainer):
             _write_json(self._folder(record["round"]) / RECORD, record, True)
 
     def _best(self) -> dict[str, Any]:
-        """The record of the round whose answers are worth most; of equals the latest."""
-        return max(self.records, key=lambda record: (record["eval_reward"], record["round"]))
+        """The record of the round whose answers are worth most; of equals the earliest."""
+        return max(self.records, key=lambda record: (record["eval_reward"], -record["round"]))
 
     def _finish(self, complete: bool, shown: tuple[int, int], metrics: dict[str, float]) -> TrainOutput:
         """Also gives the model the best round's weights."""
