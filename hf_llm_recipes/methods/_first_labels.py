@@ -52,11 +52,13 @@ class FirstLabels:
         target_NC: Class probabilities.
         weight_N: 1 for the rows that were looked at, 0 for the others.
         prior_C: Estimated class shares of the pool.
+        source: Whose labels they are.
     """
 
     target_NC: np.ndarray
     weight_N: np.ndarray
     prior_C: np.ndarray
+    source: str = "fine_tuned"
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,8 @@ def _read(path: Path, digest: str) -> Found | None:
 
 
 def _write(path: Path, found: Found, digest: str) -> None:
-    values = {} if found.labels is None else vars(found.labels)
+    arrays = ("target_NC", "weight_N", "prior_C")
+    values = {} if found.labels is None else {name: getattr(found.labels, name) for name in arrays}
     path.parent.mkdir(parents=True, exist_ok=True)
     side = path.with_name(f".{path.name}.part")
     with full_disk_told(path, "free some space"):

@@ -205,8 +205,7 @@ class SemiSupervised(Method):
             held_out = dict(self.frozen.held_out)
             if self.fine_tuned_held_out is not None:
                 held_out["fine_tuned"] = self.fine_tuned_held_out
-            used = "fine_tuned" if self.first.prior_C is not self.frozen.prior_C else self.frozen.source
-            said["first_labels"] = {"used": used, "held_out": held_out}
+            said["first_labels"] = {"used": self.first.source, "held_out": held_out}
         return {
             **said,
             "exported": trainer.export,
@@ -277,7 +276,10 @@ class SemiSupervised(Method):
         if self.frozen is None or self.warm_start_fraction == 0:
             return None, None
         frozen = _first_labels.FirstLabels(
-            self.frozen.target_NC, np.ones(len(self.frozen.target_NC)), self.frozen.prior_C
+            self.frozen.target_NC,
+            np.ones(len(self.frozen.target_NC)),
+            self.frozen.prior_C,
+            self.frozen.source,
         )
         if self.warm_start == "propagation":
             return frozen, None
