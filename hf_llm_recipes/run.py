@@ -13,7 +13,6 @@ import copy
 import dataclasses
 import hashlib
 import importlib
-import importlib.util
 import json
 import logging
 import shutil
@@ -43,6 +42,7 @@ from hf_llm_recipes.registry import (
     registered_name,
 )
 from hf_llm_recipes.rundir import RunDirectory
+from hf_llm_recipes.training import device_defaults, trainer_of
 
 log = logging.getLogger("hf_llm_recipes")
 
@@ -458,44 +458,7 @@ class _Runner:
         return metrics
 
     def _trainer(self, callbacks: list[Any]) -> Any:
-        from hf_llm_recipes.methods.base import Parts
-
-        arguments = self.plan.method.arguments_class()(
-            **{
-                **{**_device_defaults(), **_kernel_defaults(self.plan)},
-                **{"bf16": False, **self.precision.trainer, **self.plan.trainer},
-            },
-            output_dir=str(self.directory / rundir.CHECKPOINTS),
-            seed=self.plan.seed,
-            # their collators take what they need, such as the lengths of packed documents
-            remove_unused_columns=not self.plan.task.judges_model,
-            label_names=self.plan.task.label_names,
-        )
-        return self.plan.method.build(
-            Parts(
-                model=self.built.model,
-                arguments=arguments,
-                train=self.prepared.train,
-                eval=self.prepared.eval,
-                collator=self.prepared.collator,
-                compute_metrics=None if self.plan.task.judges_model else self.plan.task.quick_metrics,
-                compute_loss=self.plan.recipe.located(
-                    lambda: self.plan.task.loss(arguments.label_smoothing_factor), "trainer"
-                ),
-                processing_class=self.tokenizer,
-                callbacks=callbacks,
-                task=self.plan.task,
-                test=self.prepared.test,
-                train_rows=self.loaded.train,
-                unlabeled=self.prepared.unlabeled,
-                unlabeled_rows=self.loaded.unlabeled,
-                eval_rows=self.loaded.eval,
-                encode=self.encode,
-                algorithm=self.plan.algorithm,
-                augmentation=self.plan.augmentation,
-                cache=assets.cache_dir(),
-            )
-        )
+        return trainer_of(self, self.directory / rundir.CHECKPOINTS, callbacks)
 
     def encode(self, rows: Any) -> Any:
         """Rows like the pool's -> features like the pool's."""
@@ -533,7 +496,7 @@ class _Runner:
                 source=self.plan.model,
                 output_dir=str(folder),
                 seed=self.plan.seed,
-                device_arguments={**_device_defaults(), **self.precision.trainer, **asked},
+                device_arguments={**device_defaults(), **self.precision.trainer, **asked},
                 callbacks=[LogFile(str(self.directory / f"stage-{number}.jsonl")), stop],
                 resume=_last_checkpoint(folder) if self.resumed else None,
             )
@@ -817,7 +780,7 @@ def _trainer(recipe: Recipe, method_class: type) -> dict[str, Any]:
     check_bounds(recipe, given)
     resolved = {**TRAINER_DEFAULTS, **method_class.argument_defaults(), **given}
     recipe.located(
-        lambda: arguments(**{**_device_defaults(), "bf16": False, **resolved}, output_dir="checkpoints"),
+        lambda: arguments(**{**device_defaults(), "bf16": False, **resolved}, output_dir="checkpoints"),
         "trainer",
     )
     return resolved
@@ -875,30 +838,6 @@ def _check_pool_is_used(recipe: Recipe, source: Any, method_class: type) -> None
         allowed="method: semi_supervised, self_training or propagation, or `stages:`",
         hint="take it out, or `data.unlabeled=null` on the command line",
     )
-
-
-def _device_defaults() -> dict[str, Any]:
-    """What upstream asks a user to say on a machine without an accelerator."""
-    import torch
-
-    cpu = not torch.accelerator.is_available()
-    return {"use_cpu": cpu, "dataloader_pin_memory": not cpu}
-
-
-def _kernel_defaults(plan: Plan) -> dict[str, Any]:
-    """liger-kernel's norms, rotations and feed-forwards on a GPU where it is installed; the loss is ours."""
-    import torch
-
-    from hf_llm_recipes.methods.supervised import Supervised
-
-    fits = plan.task.vocabulary_labels and isinstance(plan.method, Supervised)
-    if not fits or not torch.cuda.is_available() or importlib.util.find_spec("liger_kernel") is None:
-        return {}
-    log.info(
-        "liger-kernel is installed: its kernels are used (`trainer.use_liger_kernel: false` for torch's)"
-    )
-    config = {"cross_entropy": False, "fused_linear_cross_entropy": False}
-    return {"use_liger_kernel": True, "liger_kernel_config": config}
 
 
 def _resolved(recipe: Recipe, bound: dict[str, Any], trainer: dict[str, Any]) -> Recipe:

@@ -600,7 +600,7 @@ def test_liger_kernels_are_used_for_language_models_on_a_gpu_where_installed(mon
 
     import torch
 
-    from hf_llm_recipes import run as module
+    from hf_llm_recipes import training as module
     from hf_llm_recipes.methods.semi_supervised import SemiSupervised
     from hf_llm_recipes.methods.supervised import Supervised
 
@@ -608,15 +608,15 @@ def test_liger_kernels_are_used_for_language_models_on_a_gpu_where_installed(mon
     found, gpu = {"liger_kernel": object()}, {"there": True}
     monkeypatch.setattr(module.importlib.util, "find_spec", found.get)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu["there"])
-    given = module._kernel_defaults(plan)
+    given = module.kernel_defaults(plan)
     assert given["use_liger_kernel"] is True
     assert given["liger_kernel_config"] == {"cross_entropy": False, "fused_linear_cross_entropy": False}
     others = [
         SimpleNamespace(task=SimpleNamespace(vocabulary_labels=False), method=Supervised()),
         SimpleNamespace(task=plan.task, method=SemiSupervised()),
     ]
-    assert all(module._kernel_defaults(other) == {} for other in others)
+    assert all(module.kernel_defaults(other) == {} for other in others)
     gpu["there"] = False
-    assert module._kernel_defaults(plan) == {}
+    assert module.kernel_defaults(plan) == {}
     gpu["there"], _ = True, found.clear()
-    assert module._kernel_defaults(plan) == {}
+    assert module.kernel_defaults(plan) == {}
