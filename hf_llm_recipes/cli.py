@@ -139,6 +139,38 @@ def copy(
 
 
 @app.command()
+def estimate(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    device: Annotated[
+        str | None, typer.Option(help="A GPU that is not here, e.g. t4 or a100-40gb; else this machine.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a run will need, memory by part, disk and time, after a few steps that leave no trace."""
+    from hf_llm_recipes.recipe import Recipe
+    from hf_llm_recipes.shipped import find_recipe
+
+    loaded = Recipe.load(find_recipe(recipe), overrides or [])
+    _log_to_terminal()
+    import json
+
+    from rich.console import Console
+
+    import hf_llm_recipes.run as engine
+    from hf_llm_recipes.estimate import table
+
+    found = engine.estimate(loaded, device)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+        return
+    console = Console()
+    console.print(table(found), highlight=False)
+    for said in (found.sentence(), *found.notes):
+        console.print(said, highlight=False)
+
+
+@app.command()
 def evaluate(
     run_directory: RunArgument,
     data: Annotated[
@@ -359,6 +391,10 @@ def _show_result(done, recipe) -> None:
         f"{training['steps']:,} steps in {training['minutes']:.2f} minutes{before}, peak memory {peak}",
         highlight=False,
     )
+    from hf_llm_recipes.estimate import beside
+
+    if said := beside(training):
+        console.print(said, highlight=False)
     examples = recipe.section("task").get("examples")
     if examples:
         from hf_llm_recipes.predictor import Predictor

@@ -29,6 +29,7 @@ import numpy as np
 
 from hf_llm_recipes import assets, evaluation, rundir
 from hf_llm_recipes.errors import InterruptedRunError, RecipeError, RunError
+from hf_llm_recipes.estimate import predicted
 from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.registry import (
     ALGORITHMS,
@@ -226,6 +227,22 @@ def run(recipe: Recipe | str | Path, *overrides: str) -> Run:
     return _with_baseline(recipe) if recipe.get("compare") else _Runner(plan(recipe)).run()
 
 
+def estimate(recipe: Recipe, device: str | None = None) -> Any:
+    """Returns the ``estimate.Estimate`` of a recipe's run, after a few steps that leave no trace.
+
+    Raises:
+        RecipeError: the recipe is wrong, or no such device.
+        DataError: the data cannot be used.
+        RunError: the model cannot be loaded.
+    """
+    from hf_llm_recipes.estimate import check_device, estimate_run
+
+    check_device(device)
+    runner = _Runner(plan(recipe))
+    runner._prepare()
+    return estimate_run(runner, device)
+
+
 def preview_augmentation(recipe: Recipe, count: int = 10) -> Any:
     """Returns a table of pool rows before and after the recipe's augmentation, for a terminal.
 
@@ -320,6 +337,7 @@ class _Runner:
             rundir.check_new(output)
         self._prepare()
         checkpoint = self._open(output)
+        self.predicted = None if checkpoint else predicted(self)
         self._train(checkpoint)
         return self._finish()
 
@@ -656,6 +674,7 @@ class _Runner:
             "best_metric": state.best_metric,
             "peak_memory_gib": rundir.peak_memory_gib(),
             "parameters": self.parameters,
+            **({"predicted": self.predicted} if self.predicted else {}),
         }
 
     def _reload(self, logits: np.ndarray) -> dict[str, Any]:
@@ -762,7 +781,7 @@ def _quantization(recipe: Recipe) -> dict[str, Any] | None:
 
         raise MissingExtraError("bitsandbytes", "quantization") from error
     given = recipe.arguments("quantization", cls=BitsAndBytesConfig)
-    recipe.located(lambda: BitsAndBytesConfig(**given), "quantization")
+    recipe.constructed(lambda: BitsAndBytesConfig(**given), "quantization")
     if bool(given.get("load_in_4bit")) == bool(given.get("load_in_8bit")):
         raise RecipeError(
             "quantization chooses neither or both of the widths",

@@ -1,4 +1,4 @@
-"""The Trainer of a run: its arguments and its parts, from a recipe that is bound, data and model that are ready."""
+"""The Trainer of a run, from a recipe that is bound and data and model that are ready."""
 
 from __future__ import annotations
 

@@ -1,0 +1,291 @@
+"""A few real training steps before a run, timed and measured, that leave no trace.
+
+Notable:
+- The batches are the first that the run itself will see, in its order; sizes are their padded tokens.
+- Time is fitted as a + b x size on the probed batches and averaged over all batches looked at.
+- What autograd keeps for the way back is counted tensor by tensor, each storage once, weights left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+log = logging.getLogger("hf_llm_recipes")
+
+LOOKED_AT = 64  # batches
+SLOW = 8.0  # seconds: after a step that takes longer, no more steps of middle length are taken
+
+
+@dataclass
+class Probed:
+    """What the probe found; zeros and None where it could not look.
+
+    Args:
+        activations: Bytes that autograd keeps of the longest batch, without logits.
+        logits: Bytes that it keeps of them.
+        optimizer_bytes: Of the optimizer's states.
+        peak: Bytes at the peak, of the process or of torch's allocator on a GPU.
+        base: Bytes of the process before the probe, without the model; 0 on a GPU.
+        optimizer_steps: Of the whole training.
+        seconds_per_step: Of an optimizer step.
+        seconds: Of the whole training.
+        longest: What the longest batch was.
+        notes: Sentences about what is left out.
+    """
+
+    activations: int = 0
+    logits: int = 0
+    optimizer_bytes: int | None = None
+    peak: int = 0
+    base: int = 0
+    optimizer_steps: int | None = None
+    seconds_per_step: float | None = None
+    seconds: float | None = None
+    longest: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def took_steps(self) -> bool:
+        """Whether real steps were taken."""
+        return self.seconds_per_step is not None
+
+
+def probe(runner: Any, *, steps: int = 3) -> Probed:
+    """Takes a few steps of a run and returns what they needed.
+
+    Args:
+        runner: ``run._Runner`` with data and model.
+        steps: On batches of middle length, ≥ 1, besides the longest.
+    """
+    from hf_llm_recipes.methods.supervised import Supervised
+    from hf_llm_recipes.training import trainer_of
+
+    if not isinstance(runner.plan.method, Supervised):
+        said = "this method's steps cannot be tried before it begins: activations and time are not known"
+        return Probed(notes=[said])
+    before = host_bytes() - _model_bytes(runner.built.model)
+    with untouched(runner.built.model), tempfile.TemporaryDirectory() as folder:
+        trainer = trainer_of(runner, Path(folder), [], dataloader_num_workers=0, save_strategy="no")
+        found = _Probe(trainer, vocabulary=_vocabulary(runner)).run(steps)
+    if device_here() == "cpu":
+        found.base = max(before, 0)
+    return found
+
+
+class _Probe:
+    """The steps of one probe.
+
+    Args:
+        trainer: Made for it.
+        vocabulary: The width of logits that count as such, or None.
+    """
+
+    def __init__(self, trainer: Any, vocabulary: int | None) -> None:
+        self.trainer, self.vocabulary = trainer, vocabulary
+        self.found = Probed()
+
+    def run(self, steps: int) -> Probed:
+        """Middle batch, optimizer, longest batch, middle batches."""
+        trainer, found = self.trainer, self.found
+        loader = trainer.get_train_dataloader()
+        found.optimizer_steps = trainer.set_initial_training_values(trainer.args, loader)[-1]
+        every = trainer.args.gradient_accumulation_steps
+        batches = list(itertools.islice(loader, min(LOOKED_AT, found.optimizer_steps * every)))
+        order = sorted(batches, key=size)
+        middle = self._middle(order, steps + 1)
+        if trainer.args.gradient_checkpointing:
+            trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
+        points = []
+        try:
+            first = self._step(middle[0])
+            optimizer_seconds = self._optimizer_step(keep_gradients=every > 1)
+            points.append((size(order[-1]), self._step(order[-1], count=True)))
+            for batch in middle[1:] if first < SLOW else []:
+                trainer.model.zero_grad()
+                points.append((size(batch), self._step(batch)))
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            found.notes.append(f"a batch of {size(order[-1]):,} tokens does not fit into memory")
+            return found
+        found.peak = peak_bytes()
+        micro = float(np.mean([fitted(points, size(batch)) for batch in batches]))
+        found.seconds_per_step = every * micro + optimizer_seconds
+        found.seconds = found.seconds_per_step * found.optimizer_steps
+        return found
+
+    def _middle(self, order: list[Any], count: int) -> list[Any]:
+        """So many batches around the middle of the sizes, evenly from the lower to the upper quarter."""
+        places = np.linspace(0.25, 0.75, count) if count > 1 else np.array([0.5])
+        return [order[round(float(place) * (len(order) - 1))] for place in places]
+
+    def _step(self, batch: Any, *, count: bool = False) -> float:
+        """Forward and backward; returns seconds."""
+        trainer = self.trainer
+        trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+        items = trainer._get_num_items_in_batch([batch], trainer.args.device)
+        batch = {key: value.clone() if torch.is_tensor(value) else value for key, value in batch.items()}
+        begun = _now()
+        with self._counted(batch) if count else contextlib.nullcontext():
+            trainer.training_step(trainer.model, batch, items)
+        return _now() - begun
+
+    @contextlib.contextmanager
+    def _counted(self, batch: Any) -> Iterator[None]:
+        """Counts what is kept for the way back."""
+        held = {p.untyped_storage().data_ptr() for p in _tensors(self.trainer.model)}
+        seen: dict[int, tuple[int, bool]] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in held:
+                logits = self.vocabulary is not None and tensor.dim() > 1
+                logits = logits and tensor.shape[-1] == self.vocabulary
+                seen[storage.data_ptr()] = (storage.nbytes(), logits)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            yield
+        self.found.logits = sum(count for count, logits in seen.values() if logits)
+        self.found.activations = sum(count for count, logits in seen.values() if not logits)
+        rows = len(next(iter(batch.values())))
+        self.found.longest = f"of a batch of {rows} rows, {size(batch):,} tokens with padding"
+
+    def _optimizer_step(self, *, keep_gradients: bool) -> float:
+        """One step at rate 0: it makes the states and changes no weight; returns seconds."""
+        trainer = self.trainer
+        optimizer = trainer.create_optimizer()
+        for group in optimizer.param_groups:
+            group["lr"] = torch.zeros_like(group["lr"]) if torch.is_tensor(group["lr"]) else 0.0
+        begun = _now()
+        if trainer.args.max_grad_norm > 0:
+            torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
+        optimizer.step()
+        seconds = _now() - begun
+        self.found.optimizer_bytes = sum(
+            value.numel() * value.element_size()
+            for state in optimizer.state.values()
+            for value in state.values()
+            if torch.is_tensor(value)
+        )
+        if not keep_gradients:
+            trainer.model.zero_grad()
+        return seconds
+
+
+@contextlib.contextmanager
+def untouched(model: Any) -> Iterator[None]:
+    """Puts random states, modes and buffers back, and drops gradients, whatever is done to a model inside."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    modes = {module: module.training for module in model.modules()}
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    try:
+        yield
+    finally:
+        model.zero_grad(set_to_none=True)
+        for module, mode in modes.items():
+            module.training = mode
+        with torch.no_grad():
+            for name, value in model.named_buffers():
+                if name in buffers:
+                    value.copy_(buffers[name])
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if on_gpu:
+            torch.cuda.set_rng_state_all(on_gpu)
+
+
+def fitted(points: list[tuple[int, float]], wanted: int) -> float:
+    """Returns the seconds of a batch of that size: a line through the probed ones, never falling."""
+    sizes, seconds = np.array(points, dtype=float).T
+    if np.ptp(sizes) == 0:
+        return float(np.mean(seconds))
+    slope, start = np.polyfit(sizes, seconds, 1)
+    if slope < 0:
+        return float(np.mean(seconds))
+    if start < 0:
+        return float(wanted * (sizes @ seconds) / (sizes @ sizes))
+    return float(start + slope * wanted)
+
+
+def size(batch: Any) -> int:
+    """Returns how much a batch is: its padded tokens, else its numbers."""
+    if "input_ids" in batch:
+        return batch["input_ids"].numel()
+    return max(value.numel() for value in batch.values() if torch.is_tensor(value))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is at its end, on whatever device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        sign in text for sign in ("can't allocate memory", "DefaultCPUAllocator", "CUDA out of memory")
+    )
+
+
+def device_here() -> str:
+    """``cpu`` or ``cuda``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def capacity_here() -> int:
+    """Returns the bytes of memory that this machine's device has."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory
+    import psutil
+
+    return psutil.virtual_memory().total
+
+
+def host_bytes() -> int:
+    """Returns the bytes of memory that this process holds now."""
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+def peak_bytes() -> int:
+    """Returns the peak since the process began: of torch's allocator on a GPU, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _vocabulary(runner: Any) -> int | None:
+    if not runner.plan.task.vocabulary_labels:
+        return None
+    return runner.built.model.config.get_text_config(decoder=True).vocab_size
+
+
+def _model_bytes(model: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in _tensors(model) if t.device.type == "cpu")
+
+
+def _tensors(model: Any) -> Iterator[torch.Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
