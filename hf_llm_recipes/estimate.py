@@ -209,10 +209,7 @@ def _elsewhere(estimate: Estimate, runner: Any, device: str) -> Estimate:
             continue
         count, note = part.bytes, part.note
         if halved and part.name == "activations":
-            count, note = (
-                int(count * HALVED),
-                f"{note}; in {'bfloat16' if bf16 else 'float16'} where it can be",
-            )
+            count, note = int(count * HALVED), f"{note}; in {half} where it can be"
         if halved and part.name == "weights" and runner.plan.tuning.uses_adapter:
             count, note = _model_bytes_halved(runner.built.model), f"{note}, frozen ones in half precision"
         parts.append(Part(part.name, count, note))

@@ -79,7 +79,7 @@ def probe(runner: Any, *, steps: int = 3) -> Probed:
         return Probed(notes=[said])
     before = host_bytes() - _model_bytes(runner.built.model)
     with untouched(runner.built.model), tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(runner, Path(folder), [], dataloader_num_workers=0, save_strategy="no")
+        trainer = trainer_of(runner, Path(folder), [], dataloader_num_workers=0)
         found = _Probe(trainer, vocabulary=_vocabulary(runner)).run(steps)
     if device_here() == "cpu":
         found.base = max(before, 0)
