@@ -12,8 +12,10 @@ Contenders:
   cut into blocks (they see each other), the stock Trainer.
 - ``ours, same blocks``: our architecture on those blocks, the stock Trainer. Its losses must be equal.
 - ``ours``: what the recipe does: documents kept whole where they fit, kept apart by `hlr_packed`.
+- ``…, compiled`` (only with ``--compiled``): the same under `trainer.torch_compile: true`.
 
-tokens/s counts text tokens over the steps after the first two (median).
+tokens/s counts text tokens over the steps after the first two (median, so that compiling does not
+count); the last column says how long the first steps took that the others did not.
 """
 
 from __future__ import annotations
@@ -48,6 +50,8 @@ SHAPES: dict[str, dict[str, int]] = {
     },
 }
 CONTENDERS = ("run_clm", "ours, same blocks", "ours")
+SUFFIX = ", compiled"
+COMPILED = tuple(name + SUFFIX for name in CONTENDERS)
 BLOCK, VOCABULARY, SEED = 256, 4096, 0
 
 
@@ -71,6 +75,7 @@ def build(name: str, options: argparse.Namespace, folder: str) -> tuple[Any, Any
     from hf_llm_recipes.objectives import _documents
     from hf_llm_recipes.tasks._packing import PackedCollator
 
+    compiled, name = name.endswith(SUFFIX), name.removesuffix(SUFFIX)
     read = texts(options.files)
     tokenizer = train_tokenizer(read, TokenizerTraining(train="bpe", vocab_size=VOCABULARY), use="decoder")
     documents = _documents.tokenize(read, tokenizer, "text").tokens
@@ -95,6 +100,7 @@ def build(name: str, options: argparse.Namespace, folder: str) -> tuple[Any, Any
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         seed=SEED,
+        torch_compile=compiled,
     )
     if name == "ours":
         model.set_attn_implementation(packed.NAME)
@@ -166,10 +172,16 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
         "steps": options.steps,
         "threads": torch.get_num_threads(),
         "tokens_per_second": statistics.median(speed),
+        "seconds_compiling": sum(seconds) - len(seconds) * statistics.median(seconds),
         "losses": [line["loss"] for line in trainer.state.log_history if "loss" in line],
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "packages": {p.__name__: p.__version__ for p in (torch, transformers)},
     }
+
+
+def contenders(options: argparse.Namespace) -> tuple[str, ...]:
+    """Who takes part."""
+    return (*CONTENDERS, *COMPILED) if options.compiled else CONTENDERS
 
 
 def known(file: Path) -> list[dict[str, Any]]:
@@ -184,7 +196,7 @@ def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
     command = [sys.executable, __file__, "--shape", options.shape, "--files", str(options.files)]
     command += ["--blocks", str(options.blocks), "--steps", str(options.steps)]
     for number in range(options.rounds):
-        for name in CONTENDERS:
+        for name in contenders(options):
             if (name, options.shape, options.blocks, options.steps, number) in done:
                 continue
             print(f"round {number}: {name} …", file=sys.stderr, flush=True)
@@ -203,10 +215,11 @@ def table(runs: list[dict[str, Any]]) -> str:
     """Medians over rounds; the ratio is the median of those within a round."""
     base = {run["round"]: run for run in runs if run["contender"] == "run_clm"}
     lines = [
-        "| contender | tokens/s | to run_clm | peak memory, MiB | largest difference of losses | rounds |",
-        "|---|---|---|---|---|---|",
+        "| contender | tokens/s | to run_clm | peak memory, MiB | largest difference of losses | "
+        "seconds compiling | rounds |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for name in CONTENDERS:
+    for name in (*CONTENDERS, *COMPILED):
         its = [run for run in runs if run["contender"] == name and run["round"] in base]
         if not its:
             continue
@@ -216,8 +229,16 @@ def table(runs: list[dict[str, Any]]) -> str:
         )
         memory = statistics.median(run["peak_rss_mib"] for run in its)
         pairs = [p for run in its for p in zip(run["losses"], base[run["round"]]["losses"], strict=True)]
-        differs = "other blocks" if name == "ours" else f"{max(abs(a - b) for a, b in pairs):.1e}"
-        lines.append(f"| {name} | {speed:.0f} | {ratio:.2f} | {memory:.0f} | {differs} | {len(its)} |")
+        compiling = statistics.median(run.get("seconds_compiling", 0.0) for run in its)
+        compiling = f"{compiling:.0f}" if name in COMPILED else ""
+        differs = (
+            "other blocks"
+            if name.removesuffix(SUFFIX) == "ours"
+            else f"{max(abs(a - b) for a, b in pairs):.1e}"
+        )
+        lines.append(
+            f"| {name} | {speed:.0f} | {ratio:.2f} | {memory:.0f} | {differs} | {compiling} | {len(its)} |"
+        )
     return "\n".join(lines)
 
 
@@ -230,7 +251,8 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=4, help="a step")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--compiled", action="store_true", help="also under torch.compile")
+    parser.add_argument("--worker", choices=(*CONTENDERS, *COMPILED), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         print(json.dumps(work(options)))
