@@ -39,7 +39,7 @@ LISTS = ("augmentation", "stages", "callbacks")
 TOP_KEYS = (*SCALARS, *SECTIONS, *LISTS)
 MAX_NODES = 10_000  # a recipe has some dozens; this bounds alias bombs
 MAX_DEPTH = 20
-
+MAX_BYTES = 1_000_000  # of a file; a recipe has some thousands
 
 _CORE_SCHEMA = [
     ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -66,6 +66,10 @@ for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), _first)
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
 _Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: _to_float(node.value))
+
+
+_YAML = "tag:yaml.org,2002:"
+_TAGS = {_YAML + kind for kind in ("null", "bool", "int", "float", "str", "seq", "map")}
 
 
 def _to_float(text: str) -> float:
@@ -98,19 +102,7 @@ class Recipe:
                 top-level key, or an override is malformed.
         """
         path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise RecipeError(
-                "no such recipe", where=str(path), hint="`hf-llm-recipes list` shows the shipped ones"
-            ) from None
-        except IsADirectoryError:
-            raise RecipeError("is a folder, not a recipe", where=str(path)) from None
-        except UnicodeDecodeError as error:
-            raise RecipeError(
-                f"is not UTF-8 text (byte {error.start})", where=str(path), hint="save it as UTF-8"
-            ) from None
-        recipe = cls.from_text(text, source=str(path))
+        recipe = cls.from_text(_file_text(path), source=str(path))
         recipe.values.setdefault("name", path.stem)
         for override in overrides:
             recipe.override(override)
@@ -286,6 +278,15 @@ class Recipe:
             where = self.where(*path, key) if key else self.where(*path)
             raise RecipeError(f"{_dotted(path)}: {error}", where=where) from error
 
+    def constructed(self, make: typing.Callable[[], Any], *path: str | int) -> Any:
+        """As ``located``, for a class of upstream's, which may raise anything when it gets odd values."""
+        try:
+            return self.located(make, *path)
+        except (ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError) as error:
+            said = f"{_dotted(path)}: {type(error).__name__}: {error}"
+            key = _key_in(str(error), self.section(*path))
+            raise RecipeError(said, where=self.where(*path, key) if key else self.where(*path)) from error
+
     def _key_of(self, error: UserError, path: Place) -> str | None:
         """The key of a section that an error is about: its place, or what its sentence names."""
         if error.where is None:
@@ -437,6 +438,38 @@ def _declared_choices(cls: type) -> dict[str, Any]:
     return {f.name: typing.Literal[tuple(f.metadata["choices"])] for f in fields if f.metadata.get("choices")}
 
 
+def _file_text(path: Path) -> str:
+    where = str(path)
+    try:
+        odd = path.exists() and not path.is_dir() and not path.is_file()
+        raw = b"" if odd else _beginning(path)
+        text = raw.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise RecipeError(
+            "no such recipe", where=where, hint="`hf-llm-recipes list` shows the shipped ones"
+        ) from None
+    except IsADirectoryError:
+        raise RecipeError("is a folder, not a recipe", where=where) from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"is not UTF-8 text (byte {error.start})", where=where, hint="save it as UTF-8"
+        ) from None
+    except OSError as error:
+        raise RecipeError(f"cannot be read: {error.strerror}", where=where[:200]) from None
+    except ValueError:  # a NUL in the name
+        raise RecipeError("is no name of a file", where=repr(where)[:200]) from None
+    if odd:
+        raise RecipeError("is no file of text but a device or a pipe", where=where)
+    if len(raw) > MAX_BYTES:
+        raise RecipeError(f"is larger than {MAX_BYTES:,} bytes: this is no recipe", where=where)
+    return text
+
+
+def _beginning(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES + 1)
+
+
 def _parse(text: str, source: str) -> tuple[Any, dict[Place, str]]:
     loader = _Loader(_printable(text, source))
     try:
@@ -472,11 +505,25 @@ def _plain(
         raise RecipeError(f"has more than {MAX_NODES:,} values or {MAX_DEPTH} levels", where=here)
     if path and path not in places:
         places[path] = here
+    if node.tag not in _TAGS:
+        raise RecipeError(
+            f"the tag `{node.tag.replace(_YAML, '!!')[:60]}` is not read",
+            where=here,
+            allowed="plain values: text, numbers, true, false, null, lists and mappings",
+        )
     if isinstance(node, yaml.SequenceNode):
         return [_plain(loader, item, (*path, i), source, places, budget) for i, item in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):
         return _mapping(loader, node, path, source, places, budget)
-    return loader.construct_object(node)
+    return _scalar(loader, node, here)
+
+
+def _scalar(loader: _Loader, node: yaml.ScalarNode, where: str) -> Any:
+    try:
+        return loader.construct_object(node)
+    except (ValueError, KeyError, OverflowError):  # `!!int x`, or a number of thousands of digits
+        kind = node.tag.rpartition(":")[2]
+        raise RecipeError(f"`{node.value[:60]}` is no {kind} that can be read", where=where) from None
 
 
 def _mapping(
@@ -485,7 +532,7 @@ def _mapping(
     found: dict[str, Any] = {}
     for key_node, value_node in node.value:
         where = f"{source}:{key_node.start_mark.line + 1}"
-        key = loader.construct_object(key_node) if isinstance(key_node, yaml.ScalarNode) else None
+        key = _scalar(loader, key_node, where) if isinstance(key_node, yaml.ScalarNode) else None
         if key == "<<":
             raise RecipeError("merges another mapping (`<<`)", where=where, hint="write the keys out")
         if not isinstance(key, str):

@@ -798,7 +798,7 @@ def _trainer(recipe: Recipe, method_class: type) -> dict[str, Any]:
     given = recipe.arguments("trainer", cls=arguments, refused=TRAINER_REFUSED)
     check_bounds(recipe, given)
     resolved = {**TRAINER_DEFAULTS, **method_class.argument_defaults(), **given}
-    recipe.located(
+    recipe.constructed(
         lambda: arguments(**{**device_defaults(), "bf16": False, **resolved}, output_dir="checkpoints"),
         "trainer",
     )

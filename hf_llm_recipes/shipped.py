@@ -48,8 +48,11 @@ def find_recipe(wanted: str) -> Path:
         RecipeError: neither; names the nearest.
     """
     path = Path(wanted)
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except (OSError, ValueError):  # a name that is too long, or holds a NUL
+        raise RecipeError(f"`{wanted[:60]}…` is no name of a file or a recipe") from None
     bare = re.sub(r"^recipes/", "", wanted.replace("\\", "/"))
     bare = re.sub(r"\.ya?ml$", "", bare)
     known = {recipe.name: recipe.path for recipe in all_recipes()}
@@ -61,7 +64,7 @@ def find_recipe(wanted: str) -> Path:
     if path.exists():  # a folder; reading it says so
         return path
     raise RecipeError(
-        f"there is no recipe `{wanted}`{did_you_mean(bare, known)}",
+        f"there is no recipe `{wanted[:200]}`{did_you_mean(bare, known)}",
         allowed=f"a YAML file, or one of: {', '.join(known)}",
     )
 

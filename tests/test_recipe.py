@@ -1,5 +1,7 @@
 import dataclasses
 import enum
+import os
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -138,7 +140,13 @@ def test_refused_keys_say_what_to_do_instead():
         ("callbacks: early_stopping\n", "r.yaml:1: callbacks is 'early_stopping'"),
         ("1: a\n", "r.yaml:1: .*a key must be a word"),
         ("a: &x {b: 1}\ntask: {<<: *x}\n", "r.yaml:2: merges another mapping"),
-        ("name: !!python/object:os.system x\n", "r.yaml:1: is not valid YAML"),
+        ("name: !!python/object:os.system x\n", "r.yaml:1: the tag `!!python/object:os.system` is not read"),
+        ("callbacks: !!python/object/apply:os.system [x]\n", "r.yaml:1: the tag .* is not read"),
+        ("seed: !!int x\n", "r.yaml:1: `x` is no int that can be read"),
+        ("trainer: {learning_rate: !!float y}\n", "r.yaml:1: `y` is no float"),
+        ("compare: !!bool z\n", "r.yaml:1: `z` is no bool"),
+        ("a: 1\n!!int q: 1\n", "r.yaml:2: `q` is no int"),
+        ("seed: " + "9" * 5000, "r.yaml:1: `9{60}` is no int"),
         ("name: a\x00b\n", r"r.yaml:1: holds the control character"),
         ("trainer: " + "[" * 400 + "]" * 400, "levels|nested"),
         ("trainer: " + "[" * 5000 + "]" * 5000, "levels|nested"),
@@ -161,6 +169,9 @@ def test_an_alias_bomb_is_refused_before_it_is_expanded():
     [
         ("missing.yaml", None, "no such recipe"),
         ("latin.yaml", "name: caf\xe9".encode("latin-1"), r"is not UTF-8 text \(byte 9\)"),
+        ("large.yaml", b"# " + b"x" * 1_000_000, "is larger than 1,000,000 bytes"),
+        ("x" * 300, None, "cannot be read: File name too long"),
+        ("a\0b", None, "is no name of a file"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, message):
@@ -168,6 +179,23 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, message):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(RecipeError, match=message):
         Recipe.load(tmp_path / name)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(RecipeError, match="is no file of text"):
+        Recipe.load(tmp_path / "pipe.yaml")
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    (tmp_path / "bom.yaml").write_bytes(b"\xef\xbb\xbfseed: 3\n")
+    assert Recipe.load(tmp_path / "bom.yaml").get("seed") == 3
+
+
+def test_what_a_class_of_upstreams_raises_gets_the_line():
+    recipe = read("trainer: {accelerator_config: none.json}\n")
+    with pytest.raises(RecipeError, match=r"r.yaml:1: trainer: FileNotFoundError: .*none.json"):
+        recipe.constructed(lambda: Path("none.json").read_text(), "trainer")
 
 
 def test_a_folder_is_no_recipe(tmp_path):

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from hf_llm_recipes.assets import path_of
 from hf_llm_recipes.data.cleaning import Cleaning, clean_splits
 from hf_llm_recipes.data.dedup import Deduplication, drop_duplicates
 from hf_llm_recipes.data.origins import EVAL_NAMES, Opened, Origin, file_origin, open_source
@@ -348,7 +349,7 @@ def _selection(source: Source, opened: Opened, part: str, expression: str) -> Se
 
 
 def _find_file(opened: Opened, base: str) -> Path | None:
-    candidates = [Path(base).expanduser()]
+    candidates = [path_of(base, DataError)]
     if opened.folder is not None:
         candidates.insert(0, opened.folder / base)
     return next((path for path in candidates if path.is_file()), None)

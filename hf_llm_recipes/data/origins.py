@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_llm_recipes.assets import file_sha256
+from hf_llm_recipes.assets import file_sha256, path_of
 from hf_llm_recipes.data.reading import (
     READERS,
     Table,
@@ -95,7 +95,7 @@ def open_source(
         DataError: no such corpus, path or Hub data set; a folder without rows; an option
             that would have no effect.
     """
-    path = Path(name).expanduser()
+    path = path_of(name, DataError)
     opened: Opened
     if name.startswith(LOCAL):
         opened = _open_corpus(name)

@@ -6,6 +6,8 @@ Notable:
 - A quote that is never closed, a row with a field too many, a byte of another
   encoding: each is an error with its line, never a shorter or shifted table.
 - JSON keeps its types; a column that mixes them is an error with its first odd row.
+- A hostile file is an error too: nested without end, thousands of columns, or so few bytes for so
+  many rows that they would fill the memory. Nothing is unpacked, and nothing in a file runs.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import hashlib
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,7 +31,11 @@ from hf_llm_recipes.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
     from datasets import Dataset
+
+MAX_COLUMNS = 10_000
+NOT_ENCODINGS = {"idna", "punycode", "raw-unicode-escape", "unicode-escape", "undefined", "utf-7"}
 
 
 @dataclass
@@ -103,10 +110,13 @@ def first_line(error: BaseException) -> str:
 
 def _decode(path: Path, raw: bytes, encoding: str) -> str:
     try:
-        codec = codecs.lookup(encoding).name
-    except LookupError:
+        found = codecs.lookup(encoding)
+        codec = found.name
+        if not found._is_text_encoding or codec.replace("_", "-") in NOT_ENCODINGS:
+            raise LookupError
+    except (LookupError, ValueError):
         raise DataError(
-            f"unknown encoding `{encoding}`",
+            f"unknown encoding `{encoding[:40]}`",
             where=str(path),
             allowed="utf-8, utf-16, cp1252, latin-1, gb18030, …",
         ) from None
@@ -140,9 +150,11 @@ def _read_csv(path: Path, encoding: str, delimiter: str | None) -> Table:
     raw = path.read_bytes()
     text = _decode(path, raw, encoding)
     separator = delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
-    if len(separator) != 1:
+    if len(separator) != 1 or separator in '"\r\n':
         raise DataError(
-            f"the delimiter `{separator}` is not one character", where=str(path), allowed="one character"
+            f"the delimiter {separator[:40]!r} cannot part columns",
+            where=str(path),
+            allowed="one character, no quote and no line break",
         )
     records = _csv_records(path, text, separator)
     header_line, header = next(records, (1, []))
@@ -201,7 +213,8 @@ def _checked_header(
 ) -> list[str]:
     if not header:
         raise DataError("the file holds only blank lines", where=str(path), hint="write a header and rows")
-    twice = sorted({name for name in header if header.count(name) > 1})
+    _check_width(len(header), f"{path}:{line}")
+    twice = sorted(name for name, times in Counter(header).items() if times > 1)
     if twice:
         raise DataError(
             f"the header names `{twice[0]}` twice",
@@ -243,6 +256,7 @@ def _read_text(path: Path, encoding: str, delimiter: str | None) -> Table:
 
 
 def _read_json(path: Path, encoding: str, delimiter: str | None) -> Table:
+    import pyarrow as pa
     from datasets import Dataset
 
     raw = path.read_bytes()
@@ -257,7 +271,22 @@ def _read_json(path: Path, encoding: str, delimiter: str | None) -> Table:
     if not rows:
         raise DataError("the file holds no rows", where=str(path), hint="write at least one object")
     notes: list[str] = []
-    return Table(Dataset(_typed_table(path, rows, notes)), hashlib.sha256(raw).hexdigest(), notes)
+    try:
+        data = Dataset(_typed_table(path, rows, notes))
+    except (RecursionError, pa.ArrowException, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"a column's type cannot be held, e.g. of lists in lists in lists ({first_line(error)[:120]})",
+            where=str(path),
+            allowed="some levels of lists and objects",
+        ) from None
+    return Table(data, hashlib.sha256(raw).hexdigest(), notes)
+
+
+def _check_width(columns: int, where: str) -> None:
+    if columns > MAX_COLUMNS:
+        raise DataError(f"{columns:,} columns", where=where, allowed=f"{MAX_COLUMNS:,} at most")
 
 
 def _is_one_object(text: str) -> bool:
@@ -265,7 +294,7 @@ def _is_one_object(text: str) -> bool:
         json.loads(text)
     except json.JSONDecodeError as error:
         return error.msg != "Extra data"
-    except RecursionError:
+    except (RecursionError, ValueError):
         pass
     return True
 
@@ -308,10 +337,15 @@ def _parse_json(path: Path, text: str, *, first_line: int) -> object:
             where=f"{path}:{first_line + error.lineno - 1}",
             allowed=allowed,
         ) from None
-    except (KeyError, RecursionError) as error:
-        twice = isinstance(error, KeyError)
+    except (KeyError, RecursionError, ValueError) as error:
+        said = "the JSON is nested too deep"
+        if not isinstance(error, RecursionError):
+            twice = isinstance(error, KeyError)
+            said = (
+                f"an object has the key `{error.args[0]}` twice" if twice else "a number of too many digits"
+            )
         raise DataError(
-            f"an object has the key `{error.args[0]}` twice" if twice else "the JSON is nested too deep",
+            said,
             where=f"{path}:{first_line}",
             allowed=allowed,
         ) from None
@@ -321,7 +355,7 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
     made = dict(pairs)
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
-        raise KeyError(next(name for name in names if names.count(name) > 1))
+        raise KeyError(Counter(names).most_common(1)[0][0])
     return made
 
 
@@ -329,10 +363,17 @@ def _object(where: str, item: object) -> dict:
     if isinstance(item, dict):
         return item
     raise DataError(
-        f"`{json.dumps(item, ensure_ascii=False)[:60]}` is not an object",
+        f"`{_short(item)}` is not an object",
         where=where,
         allowed='a row such as {"text": "…", "label": "…"}',
     )
+
+
+def _short(value: object) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)[:60]
+    except (RecursionError, ValueError):
+        return "…"
 
 
 def _typed_table(path: Path, rows: list[tuple[str, dict]], notes: list[str]) -> pa.Table:
@@ -341,11 +382,19 @@ def _typed_table(path: Path, rows: list[tuple[str, dict]], notes: list[str]) -> 
     names = list(dict.fromkeys(name for _, row in rows for name in row))
     if not names:
         raise DataError("every object is empty", where=str(path), allowed='rows such as {"text": "…"}')
+    _check_width(len(names), str(path))
+    odd = next((name for name in names if not _is_text(name)), None)
+    if odd is not None:
+        raise DataError(f"the key {odd[:60]!r} is no text in UTF-8", where=str(path))
     for name in names:
         absent = sum(name not in row for _, row in rows)
         if absent:
             notes.append(f"{path}: `{name}` is absent in {absent} of {len(rows)} rows and is null there")
     return pa.table({name: _typed_column(name, rows) for name in names})
+
+
+def _is_text(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)  # half of a surrogate pair
 
 
 def _typed_column(name: str, rows: list[tuple[str, dict]]) -> pa.Array:
@@ -354,11 +403,11 @@ def _typed_column(name: str, rows: list[tuple[str, dict]]) -> pa.Array:
     values = [row.get(name) for _, row in rows]
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError, RecursionError) as error:
         at = _first_odd(values)
         raise DataError(
             f"the column `{name}` mixes types, or holds what no column can: "
-            f"`{json.dumps(values[at])[:60]}` does not fit the rows before it ({error})",
+            f"`{_short(values[at])}` does not fit the rows before it ({error})",
             where=rows[at][0],
             allowed="one type for a column, or null",
         ) from None
@@ -374,7 +423,7 @@ def _first_odd(values: list) -> int:
         try:
             pa.array(values[:middle])
             low = middle
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError):
+        except (pa.ArrowException, OverflowError, UnicodeEncodeError, RecursionError):
             high = middle
     return high - 1
 
@@ -383,7 +432,28 @@ def _read_parquet(path: Path, encoding: str, delimiter: str | None) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return _read_container(path, lambda: pq.read_table(pa.memory_map(str(path))))
+    def read() -> pa.Table:
+        file = pq.ParquetFile(pa.memory_map(str(path)))
+        _check_fits(path, file.metadata)
+        return file.read()
+
+    return _read_container(path, read)
+
+
+def _check_fits(path: Path, about: pq.FileMetaData) -> None:
+    """Refuses a file of some bytes that says it holds more rows than the memory: one value repeated."""
+    import psutil
+
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    rows = max(0, sum(group.num_rows for group in groups))
+    needed = max(rows * max(1, about.num_columns), sum(group.total_byte_size for group in groups))
+    if needed > psutil.virtual_memory().available:
+        raise DataError(
+            f"{rows:,} rows of {about.num_columns} columns do not fit into the memory "
+            f"(the file has {path.stat().st_size:,} bytes)",
+            where=str(path),
+            hint="take a part of it, or `data.streaming: true` from the Hub",
+        )
 
 
 def _read_arrow(path: Path, encoding: str, delimiter: str | None) -> Table:
@@ -405,17 +475,23 @@ def _read_container(path: Path, read: Callable[[], pa.Table]) -> Table:
 
     try:
         table = read()
-        table.validate()
-    except (pa.ArrowException, OSError) as error:
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
         raise DataError(
             f"the {path.suffix[1:]} file is damaged or of another format ({first_line(error)})",
             where=str(path),
             hint="write or copy the file again",
         ) from None
+    _check_width(len(table.column_names), str(path))
+    twice = [name for name, times in Counter(table.column_names).items() if times > 1]
+    if twice:
+        raise DataError(f"two columns are called `{twice[0]}`", where=str(path))
     try:
         data = Dataset(table)
-    except ValueError as error:
-        raise DataError(f"a column has a type that is not read here ({error})", where=str(path)) from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, pa.ArrowException) as error:
+        raise DataError(
+            f"a column has a type that is not read here ({first_line(error)})", where=str(path)
+        ) from None
     return Table(data, file_sha256(path))
 
 

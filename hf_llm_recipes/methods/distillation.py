@@ -13,7 +13,6 @@ import inspect
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 from transformers import AutoTokenizer, Trainer
 
+from hf_llm_recipes.assets import path_of
 from hf_llm_recipes.errors import RunError
 from hf_llm_recipes.methods._forward import model_inputs, unwrapped
 from hf_llm_recipes.methods.base import Method, Parts
@@ -240,7 +240,8 @@ def load_teacher(name: str, task: Any, processor: Any) -> Any:
     Raises:
         RunError: there is none, its task is another, or it reads other tokens than the student.
     """
-    folder = next((f for f in (Path(name), Path(name) / MODEL) if (f / RECORD).is_file()), None)
+    path = path_of(name)
+    folder = next((f for f in (path, path / MODEL) if (f / RECORD).is_file()), None)
     if folder is None:
         return _published(name, task, processor)
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))

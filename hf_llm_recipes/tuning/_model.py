@@ -647,7 +647,7 @@ def named_config(name: str) -> Any:
         RunError: no such model; names the nearest architecture or the presets.
     """
     architecture, _, preset = name.partition("/")
-    if architecture in CONFIG_MAPPING and not Path(name).exists():
+    if architecture in CONFIG_MAPPING and not assets.path_of(name).exists():
         presets = getattr(CONFIG_MAPPING[architecture], "PRESETS", {})
         if preset and preset not in presets:
             raise RunError(

@@ -170,7 +170,7 @@ def test_bad_options(tmp_path):
     path = write(tmp_path, "a.csv", "text\nx\n")
     with pytest.raises(DataError, match="unknown encoding `utf-9`"):
         read_table(path, encoding="utf-9")
-    with pytest.raises(DataError, match="the delimiter `::` is not one character"):
+    with pytest.raises(DataError, match="the delimiter '::' cannot part columns"):
         read_table(path, delimiter="::")
 
 
