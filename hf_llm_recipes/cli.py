@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import warnings
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_llm_recipes.errors import InterruptedRunError, MissingExtraError, UserError
+from hf_llm_recipes.errors import InterruptedRunError, MissingExtraError, UserError, visible
 
 # click's base of every usage error; typer ships click under a name of its own
 USAGE_ERROR = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
@@ -29,6 +30,9 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value, e.g. trainer.max_steps=20 output=runs/mine")
 ]
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="Run the Python code that the run brings or names; read it first.")
+]
 
 
 @app.command()
@@ -88,6 +92,30 @@ def show(recipe: RecipeArgument, overrides: Overrides = None) -> None:
         elif any(k.startswith(f"{key}.") for k in readers):
             typer.echo("# read by " + ", ".join(v for k, v in readers.items() if k.startswith(f"{key}.")))
         typer.echo(dump_yaml({key: value}), nl=False)
+
+
+@app.command()
+def check(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, and nothing else.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page with more rows to this new file.")] = None,
+    no_estimate: Annotated[bool, typer.Option("--no-estimate", help="Leave memory and time out.")] = False,
+) -> None:
+    """Tell what can be known before training: data, labels, tokens with loss, gradients, reload.
+
+    Ends with 1 where something would spoil the training. Nothing is trained.
+    """
+    _refuse_existing(html)
+    _log_to_terminal()
+    logging.getLogger("hf_llm_recipes").setLevel(logging.WARNING)  # the report has all sentences
+    from hf_llm_recipes.checking.command import check_file, write
+
+    with contextlib.redirect_stdout(sys.stderr):  # whatever a user's module prints is no report
+        report = check_file(recipe, overrides or [], estimate=not no_estimate)
+    write(report, as_json=as_json, html=html)
+    if report.exit_code:
+        raise typer.Exit(report.exit_code)
 
 
 @app.command()
@@ -177,6 +205,7 @@ def evaluate(
         Path | None, typer.Option(help="A labeled file; without it, the run's own test split.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Where the metrics go, as JSON.")] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Judge a finished run again, on its test split or on a file of yours."""
     _refuse_existing(output)
@@ -187,7 +216,7 @@ def evaluate(
     from hf_llm_recipes.judging import evaluate_run
     from hf_llm_recipes.rundir import writing
 
-    metrics = evaluate_run(run_directory, data)
+    metrics = evaluate_run(run_directory, data, trust_code=trust_code)
     Console().print(evaluation.format_table(metrics))
     if output is not None:
         with writing(output, "name another file"):
@@ -213,6 +242,7 @@ def predict(
         bool | None, typer.Option("--sample/--greedy", help="Draw each token, or take the likeliest.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of what is drawn: the same answers again.")] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Answer new texts, or the rows of a file; without either, talk with a language model in the terminal.
 
@@ -229,18 +259,18 @@ def predict(
     settings = _writing_settings(max_new_tokens, temperature, sample)
     _refuse_existing(output)
     if not texts and file is None:
-        _talk(run_directory, settings, seed)
+        _talk(run_directory, settings, seed, trust_code)
         return
     _log_to_terminal()
     from hf_llm_recipes.judging import predict_file
     from hf_llm_recipes.predictor import Predictor
 
     if file is None:
-        predictor = Predictor.load(run_directory)
+        predictor = Predictor.load(run_directory, trust_code=trust_code)
         predictor.write_with(settings, seed)
         _print_answers(texts, predictor.predict(texts))
         return
-    count = predict_file(run_directory, file, output, settings=settings, seed=seed)
+    count = predict_file(run_directory, file, output, settings=settings, seed=seed, trust_code=trust_code)
     typer.echo(f"{count:,} rows answered: {output}")
 
 
@@ -249,6 +279,7 @@ def serve(
     run_directory: RunArgument,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    trust_code: TrustCode = False,
 ) -> None:
     """Serve a run's language model to OpenAI clients, by `transformers serve`; needs the extra `serve`.
 
@@ -262,7 +293,7 @@ def serve(
     _log_to_terminal()
     from hf_llm_recipes import serving
 
-    serving.serve(run_directory, host, port, typer.echo)
+    serving.serve(run_directory, host, port, typer.echo, trust_code=trust_code)
 
 
 def _writing_settings(
@@ -283,7 +314,7 @@ def _writing_settings(
     return settings
 
 
-def _talk(run_directory: Path, settings: dict[str, Any], seed: int | None) -> None:
+def _talk(run_directory: Path, settings: dict[str, Any], seed: int | None, trust_code: bool) -> None:
     from hf_llm_recipes.rundir import model_folder
 
     model_folder(run_directory)  # a mistake here costs no import
@@ -291,9 +322,9 @@ def _talk(run_directory: Path, settings: dict[str, Any], seed: int | None) -> No
     from hf_llm_recipes.chatting import talk
     from hf_llm_recipes.predictor import Predictor, saved_task
 
-    if not saved_task(run_directory).writes:
+    if not saved_task(run_directory, trust_code=trust_code).writes:
         raise typer.BadParameter(f"{HOW_TO_PREDICT}; only language models can be talked with")
-    predictor = Predictor.load(run_directory)
+    predictor = Predictor.load(run_directory, trust_code=trust_code)
     predictor.write_with(settings, seed)
     if talk(predictor, str(run_directory)) and not sys.stdin.isatty():
         raise typer.Exit(1)
@@ -326,7 +357,6 @@ def _show_augmentation(recipe: str, *overrides: str) -> None:
 
 def main() -> None:
     """Entry point: errors a user can act on are printed without a traceback."""
-    sys.path.append(str(Path.cwd()))  # where a recipe's `imports:` lie; an installed script has only its own
     try:
         code = app(standalone_mode=False)
         if code == 130:  # typer's, after a Ctrl-C that nobody caught
@@ -334,7 +364,7 @@ def main() -> None:
         if code:
             sys.exit(code)
     except InterruptedRunError as error:
-        _exit(error, 130)
+        _exit(error, error.exit_code)
     except (UserError, MissingExtraError) as error:
         _exit(error, 1)
     except typer.Exit as done:
@@ -349,7 +379,7 @@ def main() -> None:
 
 
 def _exit(error: object, code: int) -> None:
-    typer.echo(str(error), err=True)
+    typer.echo(visible(str(error)), err=True)
     sys.exit(code)
 
 
@@ -363,7 +393,7 @@ def _refuse_existing(output: Path | None) -> None:
 def _log_to_terminal() -> None:
     """Our own sentences go to stderr; the libraries' warnings only when they are errors."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Visible("%(message)s"))
     ours = logging.getLogger("hf_llm_recipes")
     ours.handlers, ours.propagate = [handler], False
     ours.setLevel(logging.INFO)
@@ -373,6 +403,13 @@ def _log_to_terminal() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+class _Visible(logging.Formatter):
+    """No terminal is to obey a file name or a label."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 def _show_result(done, recipe) -> None:
@@ -468,7 +505,7 @@ def _print_answers(texts: list[str], answers: list[dict]) -> None:
             said = f"{len(vector)} numbers: {', '.join(f'{x:.3f}' for x in vector[:4])}, …"
         else:
             said = f"{answer['value']:.4f}"
-        typer.echo(f"{said}  <-  {text}")
+        typer.echo(visible(f"{said}  <-  {text}"))
 
 
 if __name__ == "__main__":

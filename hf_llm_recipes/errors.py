@@ -7,7 +7,12 @@ The command line prints them without a traceback; in Python they are ordinary
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_STEERING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 class UserError(ValueError):
@@ -50,7 +55,18 @@ class RunError(UserError):
 
 
 class InterruptedRunError(RunError):
-    """Training was stopped by a signal after a checkpoint was written."""
+    """Training was stopped by a signal after a checkpoint was written.
+
+    Args:
+        what: One sentence.
+        number: Of the signal; the process ends with 128 more, as shells have it: 130 after Ctrl-C, 143
+            after SIGTERM.
+        **rest: Of ``UserError``.
+    """
+
+    def __init__(self, what: str, *, number: int = 2, **rest: str) -> None:
+        super().__init__(what, **rest)
+        self.exit_code = 128 + number
 
 
 class MissingExtraError(ImportError):
@@ -66,6 +82,14 @@ class MissingExtraError(ImportError):
             f"this needs the package `{package}`, which is not installed\n"
             f"  do: pip install 'hf_llm_recipes[{extra}]'"
         )
+
+
+def visible(text: str) -> str:
+    """Returns text that no terminal obeys: control characters but tab and line break become their escapes.
+
+    Marks that turn the direction of writing are among them: what follows one would read as another text.
+    """
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ Notable:
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -27,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_llm_recipes import assets, evaluation, rundir
+from hf_llm_recipes import assets, checkpoints, evaluation, rundir, trust
 from hf_llm_recipes.errors import InterruptedRunError, RecipeError, RunError
 from hf_llm_recipes.estimate import predicted
 from hf_llm_recipes.recipe import Recipe
@@ -139,7 +140,7 @@ def plan(recipe: Recipe) -> Plan:
     from hf_llm_recipes.data.loading import Source
     from hf_llm_recipes.tuning._model import ModelSource
 
-    _import_user_modules(recipe)
+    trust.import_modules(recipe)
     for needed in ("model", "data", "task"):
         if not recipe.section(needed):
             raise RecipeError(f"{needed} is missing", where=recipe.source, hint=f"add a `{needed}:` section")
@@ -298,7 +299,8 @@ def _with_baseline(recipe: Recipe) -> Run:
     theirs = baseline_recipe(recipe, done.path, done.metrics["training"]["steps"])
     folder = done.path / BASELINE
     finished = (folder / rundir.METRICS).is_file()
-    base = Run(folder, RunDirectory(folder).metrics()) if finished else _Runner(plan(theirs)).run()
+    with rundir.locked(done.path):
+        base = Run(folder, RunDirectory(folder).metrics()) if finished else _Runner(plan(theirs)).run()
     found = compare(
         done.path / rundir.PREDICTIONS, base.path / rundir.PREDICTIONS, done.metrics, base.metrics
     )
@@ -331,8 +333,12 @@ class _Runner:
 
     def run(self) -> Run:
         """The steps in order."""
+        with contextlib.ExitStack() as self.held:
+            return self._run()
+
+    def _run(self) -> Run:
         output, resume = self.plan.recipe.get("output"), self.plan.recipe.get("resume", False)
-        self.directory = _resumable(self.plan, output) if resume else None
+        self.directory = _resumable(self.plan, output, self.held) if resume else None
         if output is not None and not resume:
             rundir.check_new(output)
         self._prepare()
@@ -417,14 +423,26 @@ class _Runner:
         self.resumed = self.directory is not None
         if self.directory is None:
             self.directory = RunDirectory.create(output, self.plan.recipe.name)
+            self.held.enter_context(rundir.locked(self.directory.path))
             self.directory.write_text(rundir.RECIPE, _recipe_text(self.plan))
-        checkpoint = self.directory.last_checkpoint() if self.resumed else None
-        if self.resumed:
-            self._say(
-                [f"going on from {checkpoint.name}" if checkpoint else "no checkpoint yet: starting anew"]
-            )
+        checkpoint = self._taken_up() if self.resumed else None
         self.directory.write_json(rundir.ENVIRONMENT, self._environment())
         return checkpoint
+
+    def _taken_up(self) -> Path | None:
+        """The newest whole checkpoint; says what was passed over, and what is not as it was."""
+        needs_best = bool(self.plan.trainer.get("load_best_model_at_end"))
+        found = self.directory.checkpoint(needs_best=needs_best)
+        self._say(found.said)
+        self._say([f"going on from {found.path.name}" if found.path else "no checkpoint yet: starting anew"])
+        record = self.directory / rundir.ENVIRONMENT
+        before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+        changed = rundir.environment_differences(before, rundir.environment()) if before else []
+        if changed:
+            self._say(
+                ["not as when the run began, so that the same bits are not certain: " + "; ".join(changed)]
+            )
+        return found.path
 
     def _bytes_on_disk(self) -> int:
         """A generous bound: each checkpoint holds trained weights and two moments, plus the model."""
@@ -462,6 +480,7 @@ class _Runner:
                 f"{state.global_step}; a checkpoint was saved",
                 where=str(self.directory.path),
                 hint=f"to go on: {self.directory.resume_command()}",
+                number=stop.received,
             )
         self.plan.method.finish(self.trainer)
 
@@ -516,7 +535,7 @@ class _Runner:
                 seed=self.plan.seed,
                 device_arguments={**device_defaults(), **self.precision.trainer, **asked},
                 callbacks=[LogFile(str(self.directory / f"stage-{number}.jsonl")), stop],
-                resume=_last_checkpoint(folder) if self.resumed else None,
+                resume=checkpoints.take_up(folder).path if self.resumed else None,
             )
             figures.append(self.plan.recipe.located(lambda: stage.run(parts), "stages", number))  # noqa: B023
             if stop.received is not None:
@@ -524,6 +543,7 @@ class _Runner:
                     f"stopped by {signal.Signals(stop.received).name} in stage {number + 1}",
                     where=str(self.directory.path),
                     hint=f"to go on: {self.directory.resume_command()}",
+                    number=stop.received,
                 )
         record.parent.mkdir(exist_ok=True)
         record.write_text(json.dumps(figures), encoding="utf-8")
@@ -531,7 +551,7 @@ class _Runner:
 
     def _leave_nothing_empty(self) -> None:
         """Takes the directory away again where a new run failed before its first checkpoint."""
-        kept = any((self.directory / rundir.CHECKPOINTS).rglob("checkpoint-*"))
+        kept = checkpoints.any_checkpoint(self.directory / rundir.CHECKPOINTS)
         if not self.resumed and not kept:
             shutil.rmtree(self.directory.path, ignore_errors=True)
 
@@ -738,6 +758,9 @@ class _Runner:
         return {
             **rundir.environment(),
             "seed": self.plan.seed,
+            "seeds": rundir.seeds(
+                self.plan.seed, self.plan.source.split_seed, self.plan.trainer.get("data_seed")
+            ),
             "dtype": str(self.precision.weights).removeprefix("torch."),
             "dtype_reason": self.precision.reason,
             "data": self.loaded.description,
@@ -755,18 +778,6 @@ class _Runner:
         for sentence in sentences:
             self.notes.append(sentence)
             log.info(sentence)
-
-
-def _import_user_modules(recipe: Recipe) -> None:
-    for module in recipe.get("imports", []):
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise RecipeError(
-                f"imports: `{module}` cannot be imported: {error}",
-                where=recipe.where("imports"),
-                hint="it must be importable from the folder you run in",
-            ) from error
 
 
 def _quantization(recipe: Recipe) -> dict[str, Any] | None:
@@ -888,10 +899,11 @@ def _recipe_text(plan: Plan) -> str:
     )
 
 
-def _resumable(plan: Plan, output: str | None) -> RunDirectory:
+def _resumable(plan: Plan, output: str | None, held: contextlib.ExitStack) -> RunDirectory:
     if output is None:
         raise RecipeError("resume needs to know which run", hint="add output=DIR")
     directory = RunDirectory.existing(output)
+    held.enter_context(rundir.locked(directory.path))
     if (directory / rundir.METRICS).is_file():
         raise _finished_already(output)
     _same_recipe(plan, directory)
@@ -920,13 +932,6 @@ def _check_reload(found: dict[str, Any], directory: RunDirectory) -> None:
             where=str(directory / rundir.MODEL),
             hint="do not ship it; the checkpoints hold the trained weights. Please report this recipe",
         )
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    from transformers.trainer_utils import get_last_checkpoint
-
-    found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    return Path(found) if found else None
 
 
 def _weights_fingerprint(path: str) -> str | None:

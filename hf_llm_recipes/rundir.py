@@ -15,13 +15,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from hf_llm_recipes import checkpoints
 from hf_llm_recipes.errors import RunError
 from hf_llm_recipes.recipe import Recipe
 
 RECIPE, METRICS, LOG, ENVIRONMENT = "recipe.yaml", "metrics.json", "log.jsonl", "environment.json"
 MODEL, CARD, PREDICTIONS, CHECKPOINTS = "model", "README.md", "predictions.parquet", "checkpoints"
+LOCK, HOLDER = ".lock", ".lock.json"
 RECORD = "task.json"  # beside the weights: what a loader must know that the weights do not say
 PACKAGES = (
     *("hf_llm_recipes", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate"),
@@ -104,9 +107,9 @@ class RunDirectory:
         """The command that goes on with this run."""
         return f"hf-llm-recipes run {self / RECIPE} output={self.path} resume=true"
 
-    def last_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint, or None."""
-        return newest_checkpoint(self / CHECKPOINTS)
+    def checkpoint(self, *, needs_best: bool = False) -> checkpoints.Found:
+        """The newest whole checkpoint, with what is to be said of it; see ``checkpoints.take_up``."""
+        return checkpoints.take_up(self / CHECKPOINTS, needs_best=needs_best)
 
     def write_text(self, name: str, text: str) -> Path:
         """Writes a file to the side and renames it."""
@@ -152,24 +155,37 @@ def model_folder(path: str | Path) -> Path:
     return run / MODEL
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Returns the newest whole checkpoint of a training, or None; the Trainer writes its state file last.
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keeps a run directory for this process; the lock of a process that was killed holds nobody up.
 
-    A training in rounds has its checkpoints one folder deeper: ``round-2/checkpoint-40`` comes after
-    ``round-1/checkpoint-50``.
+    Raises:
+        RunError: another process has it.
     """
-    states = [
-        *folder.glob("checkpoint-*/trainer_state.json"),
-        *folder.glob("round-*/checkpoint-*/trainer_state.json"),
-    ]
-    found = [p.parent for p in states if _number(p.parent) is not None]
-    return max(found, key=lambda p: (_number(p.parent) or 0, _number(p)), default=None)
+    lock = FileLock(path / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RunError(
+            f"another run is going on in this directory: {_holder(path)}; nothing was changed",
+            where=str(path),
+            hint="wait for it, stop it, or choose another output",
+        ) from error
+    try:
+        holder = {"pid": os.getpid(), "host": platform.node()}
+        RunDirectory(path).write_json(HOLDER, holder)
+        yield
+    finally:
+        (path / HOLDER).unlink(missing_ok=True)
+        lock.release()
 
 
-def _number(path: Path) -> int | None:
-    """The number at the end of a name such as ``checkpoint-40``."""
-    end = path.name.rpartition("-")[2]
-    return int(end) if end.isdigit() else None
+def _holder(path: Path) -> str:
+    try:
+        found = json.loads((path / HOLDER).read_text(encoding="utf-8"))
+        return f"process {found['pid']} on {found['host']}"
+    except (OSError, ValueError, KeyError):  # it has just begun or just ended
+        return "a process that has not yet said its number"
 
 
 @contextmanager
@@ -240,6 +256,35 @@ def environment() -> dict[str, Any]:
         "device": _device(),
         "git_commit": _git_commit(),
     }
+
+
+def seeds(seed: int, split_seed: int, row_order: int | None) -> dict[str, int]:
+    """Returns the seed of every random source of a run.
+
+    Args:
+        seed: The recipe's.
+        split_seed: Of `data`.
+        row_order: ``trainer.data_seed``; None: the recipe's seed.
+    """
+    ours = ("python", "numpy", "torch", "cuda", "new_weights", "dropout", "masks", "augmentation", "streams")
+    drawn = ("splits", "few_labels", "pool")
+    return {
+        **dict.fromkeys(ours, seed),
+        "row_order": seed if row_order is None else row_order,
+        **dict.fromkeys(drawn, split_seed),
+        "bootstrap": 0,
+    }
+
+
+def environment_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Returns ``what: before -> now`` for versions and devices that can change the bits of a result."""
+    flat = [{**e, **e.get("packages", {}), **e.get("device", {})} for e in (before, now)]
+    looked_at = ("python", "platform", *PACKAGES, "cpu", "torch_threads", "gpus", "cuda")
+    return [
+        f"{name}: {flat[0].get(name)} -> {flat[1].get(name)}"
+        for name in looked_at
+        if flat[0].get(name) != flat[1].get(name)
+    ]
 
 
 def _device() -> dict[str, Any]:
@@ -317,7 +362,7 @@ def check_new(wanted: str | Path) -> None:
             where=str(path),
             hint=f"choose another output{go_on}",
         )
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - {LOCK, HOLDER}):
         raise RunError(
             "exists and is not empty; nothing was changed", where=str(path), hint="choose another output"
         )

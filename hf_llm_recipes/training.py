@@ -25,6 +25,7 @@ def trainer_of(
         method: Another than the recipe's.
         **changes: Of its arguments.
     """
+    from hf_llm_recipes.exact_resume import resume_exactly
     from hf_llm_recipes.methods.base import Parts
 
     plan, prepared = runner.plan, runner.prepared
@@ -38,7 +39,7 @@ def trainer_of(
         remove_unused_columns=not plan.task.judges_model,
         label_names=plan.task.label_names,
     )
-    return method.build(
+    trainer = method.build(
         Parts(
             model=runner.built.model,
             arguments=arguments,
@@ -63,6 +64,7 @@ def trainer_of(
             cache=assets.cache_dir(),
         )
     )
+    return resume_exactly(trainer)
 
 
 def device_defaults() -> dict[str, Any]:

@@ -141,11 +141,11 @@ def test_replacing_takes_a_left_over_away_and_the_old_files_too(run):
 
 
 def test_the_newest_checkpoint_is_the_largest_number(run):
-    assert run.last_checkpoint() is None
+    assert run.checkpoint().path is None
     for name in ("checkpoint-2", "checkpoint-10", "checkpoint-9", "checkpoint-best", "other-99"):
         (run / "checkpoints" / name).mkdir(parents=True)
         (run / "checkpoints" / name / "trainer_state.json").write_text("{}")
-    assert run.last_checkpoint() == run / "checkpoints" / "checkpoint-10"
+    assert run.checkpoint().path == run / "checkpoints" / "checkpoint-10"
 
 
 def test_checkpoints_of_later_rounds_are_newer(run):
@@ -154,18 +154,18 @@ def test_checkpoints_of_later_rounds_are_newer(run):
         (run / "checkpoints" / name).mkdir(parents=True)
         (run / "checkpoints" / name / "trainer_state.json").write_text("{}")
     (run / "checkpoints" / "round-10" / "checkpoint-1").mkdir(parents=True)  # not whole
-    assert run.last_checkpoint() == run / "checkpoints" / "round-2" / "checkpoint-10"
+    assert run.checkpoint().path == run / "checkpoints" / "round-2" / "checkpoint-10"
     (run / "checkpoints" / "round-10" / "checkpoint-1" / "trainer_state.json").write_text("{}")
-    assert run.last_checkpoint() == run / "checkpoints" / "round-10" / "checkpoint-1"
+    assert run.checkpoint().path == run / "checkpoints" / "round-10" / "checkpoint-1"
 
 
 def test_a_checkpoint_that_was_not_finished_is_passed_over(run):
     for step in (1, 2):
         (run / "checkpoints" / f"checkpoint-{step}").mkdir(parents=True)
         (run / "checkpoints" / f"checkpoint-{step}" / "model.safetensors").write_text("x")
-    assert run.last_checkpoint() is None
+    assert run.checkpoint().path is None
     (run / "checkpoints" / "checkpoint-1" / "trainer_state.json").write_text("{}")  # the Trainer's last file
-    assert run.last_checkpoint() == run / "checkpoints" / "checkpoint-1"
+    assert run.checkpoint().path == run / "checkpoints" / "checkpoint-1"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")

@@ -17,7 +17,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class GracefulStop(TrainerCallback):
     """At the first SIGINT or SIGTERM: finish the step, save a checkpoint, stop training.
 
-    A second signal ends the process at once, as without this callback. Afterwards ``received``
+    Within an epoch its end is not run: an evaluation there is none that the run would have had. A second
+    signal ends the process at once, as without this callback. Afterwards ``received``
     holds the first signal's number, or None. Handlers are set from the main thread only (Python
     allows no other) and are given back when training ends.
     """
@@ -37,6 +38,11 @@ class GracefulStop(TrainerCallback):
         if self.received is not None:
             control.should_save = True
             control.should_training_stop = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        """Leaves out what an epoch's end logs, judges and saves where the epoch has not ended."""
+        if self.received is not None and control.should_training_stop and state.epoch != int(state.epoch):
+            control.should_log = control.should_evaluate = control.should_save = False
 
     def on_train_end(self, args, state, control, **kwargs):
         """Gives the signals back."""

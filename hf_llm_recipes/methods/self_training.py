@@ -24,7 +24,6 @@ import logging
 import math
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,15 +42,18 @@ from transformers import (
     EarlyStoppingCallback,
     ProgressCallback,
     Trainer,
+    TrainerCallback,
     TrainerState,
     set_seed,
 )
 from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_utils import TrainOutput
 
+from hf_llm_recipes import checkpoints
 from hf_llm_recipes.callbacks.graceful_stop import GracefulStop
 from hf_llm_recipes.data import propagation
 from hf_llm_recipes.errors import DataError, RunError
+from hf_llm_recipes.exact_resume import read_progress
 from hf_llm_recipes.methods import _frozen, _selection
 from hf_llm_recipes.methods._forward import model_inputs, unwrapped
 from hf_llm_recipes.methods._selection import PoolLabels, RoundRows
@@ -59,7 +61,6 @@ from hf_llm_recipes.methods._teacher import WeightSet
 from hf_llm_recipes.methods.base import Method, Parts
 from hf_llm_recipes.methods.supervised import frozen_quantised_base
 from hf_llm_recipes.registry import METHODS
-from hf_llm_recipes.rundir import newest_checkpoint
 
 log = logging.getLogger("hf_llm_recipes")
 
@@ -303,6 +304,7 @@ class SelfTrainingTrainer(Trainer):
         self.records: list[dict[str, Any]] = []  # one a finished round
         self.settled = False
         self.callback_handler = _WholeRun(self, self.callback_handler)
+        self.add_callback(_OneRound(self))
 
     def train(
         self,
@@ -371,7 +373,7 @@ class SelfTrainingTrainer(Trainer):
     def _checkpoint(self, given: str | bool | None) -> Path | None:
         if not given:
             return None
-        path = newest_checkpoint(self.root) if given is True else Path(given)
+        path = checkpoints.newest_checkpoint(self.root) if given is True else Path(given)
         if path is None or _round_of(path) is None:
             raise RunError(
                 f"no checkpoint of a round: {path}", where=str(self.root), allowed="…/round-K/checkpoint-N"
@@ -509,7 +511,7 @@ class SelfTrainingTrainer(Trainer):
         return torch.softmax(items_IC, -1), rows_I
 
     def _train_round(self, checkpoint: Path | None, ignore_keys: list[str] | None) -> dict[str, float] | None:
-        """One ordinary ``train()`` from the base; None where a checkpoint says that it is over already."""
+        """One ordinary ``train()`` from the base, or what a checkpoint tells of one that is over already."""
         self.base.copy_to_model()
         self.optimizer, self.model_wrapped = None, self.model
         for callback in self.callback_handler.callbacks:
@@ -523,8 +525,7 @@ class SelfTrainingTrainer(Trainer):
         set_seed(round_seed(self.args.seed, self.number, TRAINING))
         with self._in_folder():
             if checkpoint is not None and self._is_over(checkpoint):
-                self._load_finished(checkpoint)
-                return None
+                return self._load_finished(checkpoint)
             given = None if checkpoint is None else str(checkpoint)
             return super().train(given, ignore_keys_for_eval=ignore_keys).metrics
 
@@ -544,13 +545,20 @@ class SelfTrainingTrainer(Trainer):
         """Whether a round of that checkpoint has no step left; the stock Trainer would take one more."""
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         ended_early = self.args.load_best_model_at_end and (checkpoint.parent / RECORD).is_file()
-        return state.global_step >= state.max_steps or ended_early
+        return (
+            state.global_step >= state.max_steps
+            or ended_early
+            or read_progress(checkpoint).get("over", False)
+        )
 
-    def _load_finished(self, checkpoint: Path) -> None:
+    def _load_finished(self, checkpoint: Path) -> dict[str, float] | None:
+        """Takes a finished round's student; returns its loss where the checkpoint tells it."""
         self._load_from_checkpoint(str(checkpoint))
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             self._load_best_model()
+        progress = read_progress(checkpoint)
+        return {"train_loss": progress["train_loss"]} if progress else None
 
     def _is_stopped(self) -> bool:
         """Whether somebody wants the run to end here, not just this round."""
@@ -567,7 +575,7 @@ class SelfTrainingTrainer(Trainer):
     def _close_round(self, metrics: dict[str, float] | None) -> None:
         """Judges a round's student and writes down what the round was, unless that was done before."""
         path = self._folder(self.number) / RECORD
-        if metrics is None and path.is_file():
+        if path.is_file():
             record = self._read_record(self.number)
             if "log" in record:
                 self.records.append(record)
@@ -624,13 +632,19 @@ class SelfTrainingTrainer(Trainer):
         """Adds the number of the round."""
         super().log(logs if self.number is None else {**logs, "round": self.number}, *rest, **named)
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            for old in self.root.glob("round-*/checkpoint-*"):
+
+class _OneRound(TrainerCallback):
+    """Deletes earlier rounds' checkpoints once this one has its first: it is whole by then."""
+
+    def __init__(self, trainer: SelfTrainingTrainer) -> None:
+        self.trainer = trainer
+
+    def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        if args.should_save:
+            for old in self.trainer.root.glob("round-*/checkpoint-*"):
                 number = _round_of(old)
-                if number is not None and number < self.number:
-                    shutil.rmtree(old)
+                if number is not None and number < self.trainer.number:
+                    checkpoints.discard(old)
 
 
 class _Base(WeightSet):
@@ -725,6 +739,8 @@ def _aside(path: Path) -> Iterator[Path]:
     side = path.with_name(f".{path.name}.part")
     try:
         yield side
+        with side.open("rb") as written:
+            os.fsync(written.fileno())
         os.replace(side, path)
     finally:
         side.unlink(missing_ok=True)
