@@ -454,10 +454,11 @@ class _Runner:
     def _train(self, checkpoint: Path | None) -> None:
         from hf_llm_recipes.callbacks.graceful_stop import GracefulStop
         from hf_llm_recipes.callbacks.log_file import LogFile
+        from hf_llm_recipes.callbacks.training_guard import default_guards
 
         stop = GracefulStop()
         callbacks = [LogFile(str(self.directory / rundir.LOG)), stop]
-        callbacks += [*self.prepared.callbacks, *self.plan.callbacks]
+        callbacks += [*self.prepared.callbacks, *self.plan.callbacks, *default_guards(self.plan.callbacks)]
         advice = "free some space; then " + self.directory.resume_command()
         try:
             with rundir.full_disk_told(self.directory.path, advice):
@@ -495,7 +496,9 @@ class _Runner:
         return metrics
 
     def _trainer(self, callbacks: list[Any]) -> Any:
-        return trainer_of(self, self.directory / rundir.CHECKPOINTS, callbacks)
+        from hf_llm_recipes.callbacks.training_guard import watch
+
+        return watch(trainer_of(self, self.directory / rundir.CHECKPOINTS, callbacks))
 
     def encode(self, rows: Any) -> Any:
         """Rows like the pool's -> features like the pool's."""
@@ -683,7 +686,10 @@ class _Runner:
         return {key: value for key, value in figures.items() if value}
 
     def _training_figures(self) -> dict[str, Any]:
+        from hf_llm_recipes.callbacks.training_guard import guard_report
+
         state, figures = self.trainer.state, self.train_result.metrics
+        found = guard_report(self.trainer)
         return {
             "steps": state.global_step,
             "epochs": round(state.epoch or 0.0, 3),
@@ -695,6 +701,7 @@ class _Runner:
             "peak_memory_gib": rundir.peak_memory_gib(),
             "parameters": self.parameters,
             **({"predicted": self.predicted} if self.predicted else {}),
+            **({"guard": found} if found else {}),
         }
 
     def _reload(self, logits: np.ndarray) -> dict[str, Any]:
