@@ -18,9 +18,9 @@ _NAMES = {
 __all__ = ["Predictor", "Recipe", "Run", "__version__", "evaluate_run", "load", "predict_file", "run"]
 
 
-def load(path):
+def load(path, *, trust_code=False):
     """Returns the ``Predictor`` of a finished run: ``load("runs/mine").predict(["a text"])``."""
-    return importlib.import_module("hf_llm_recipes.predictor").Predictor.load(path)
+    return importlib.import_module("hf_llm_recipes.predictor").Predictor.load(path, trust_code=trust_code)
 
 
 def __getattr__(name):

@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from hf_llm_recipes import trust
 from hf_llm_recipes.errors import MissingExtraError, RunError, UserError, did_you_mean
 from hf_llm_recipes.rundir import writing
 
@@ -121,19 +122,20 @@ def local_models() -> dict[str, str]:
     }
 
 
-def resolve_model(name: str, *, revision: str | None = None) -> str:
+def resolve_model(name: str, *, revision: str | None = None, weights: bool = True) -> str:
     """Returns what ``from_pretrained`` can load: a Hub id as it is, or the path of a folder.
 
     Args:
         name: A Hub id, a folder, or a name from `local_models`, which is fetched on first use.
         revision: Of a Hub id; nothing else has one.
+        weights: Whether its weights are wanted; else its tokenizer only.
 
     Raises:
         RunError: no such local model; a path that does not exist, is a file or holds no
-            model; a revision that would have no effect; a download that failed.
+            model, or only pickled weights; a revision that would have no effect; a download that failed.
         MissingExtraError: the model needs ``gguf`` to be converted.
     """
-    check_model(name, revision=revision)
+    check_model(name, revision=revision, weights=weights)
     if name.startswith(LOCAL):
         return str(_local_model(name))
     path = path_of(name)
@@ -162,8 +164,13 @@ def path_of(name: str, error: type[UserError] = RunError) -> Path:
     return path
 
 
-def check_model(name: str, *, revision: str | None = None) -> None:
+def check_model(name: str, *, revision: str | None = None, weights: bool = True) -> None:
     """Checks a model's name without fetching anything.
+
+    Args:
+        name: As `resolve_model` takes it.
+        revision: The same.
+        weights: Whether its weights are wanted, which must not be a pickle; else its tokenizer only.
 
     Raises:
         RunError: as `resolve_model`, but for the download.
@@ -178,7 +185,7 @@ def check_model(name: str, *, revision: str | None = None) -> None:
                 allowed=", ".join(sorted(PACKAGED)),
             )
     elif path.exists():
-        _check_model_folder(path)
+        _check_model_folder(path, weights=weights)
     else:
         _check_hub_id(name, path)
 
@@ -192,7 +199,7 @@ def _refuse_revision(name: str, revision: str | None) -> None:
         )
 
 
-def _check_model_folder(path: Path) -> None:
+def _check_model_folder(path: Path, *, weights: bool) -> None:
     if path.is_file():
         raise RunError(
             f"the model `{path}` is a file",
@@ -208,6 +215,8 @@ def _check_model_folder(path: Path) -> None:
             allowed="a Hub id, or a folder written by save_pretrained",
             hint=f"name the folder inside it: {path / inner[0]}" if inner else None,
         )
+    if weights:
+        trust.refuse_pickles(path)
 
 
 def _check_hub_id(name: str, path: Path) -> None:

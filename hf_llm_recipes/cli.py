@@ -31,7 +31,7 @@ Overrides = Annotated[
 ]
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
 TrustCode = Annotated[
-    bool, typer.Option("--trust-code", help="Run the Python code that the run brings or names; read it first.")
+    bool, typer.Option("--trust-code", help="Run Python code that the run brings or names; read it first.")
 ]
 
 

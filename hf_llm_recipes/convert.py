@@ -251,7 +251,7 @@ def convert_checkpoint(
         ValueError: a model that cannot be converted, tensors missing or left over (named), or a pattern that
             fits none.
     """
-    config = AutoConfig.from_pretrained(source)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     is_ours = config.model_type.startswith("hlr_")
     named = (config.architectures or [None])[0]
     class_name = named if is_ours else architecture or named
@@ -262,7 +262,9 @@ def convert_checkpoint(
     else:
         _family_of(config.model_type, class_name)
         cls = getattr(transformers, class_name)
-    model, info = cls.from_pretrained(source, output_loading_info=True, dtype="auto")
+    model, info = cls.from_pretrained(
+        source, output_loading_info=True, dtype="auto", use_safetensors=True, trust_remote_code=False
+    )
     surplus = _without(set(info["unexpected_keys"]), leave_out)
     _refuse_differences(
         f"the checkpoint {source}",
@@ -287,7 +289,7 @@ def _copy_processors(source, out) -> None:
             transformers.utils.cached_file(source, name, _raise_exceptions_for_missing_entries=False)
             is not None
         ):
-            loader.from_pretrained(source).save_pretrained(out)
+            loader.from_pretrained(source, trust_remote_code=False).save_pretrained(out)
 
 
 def _family_of(model_type: str, class_name: str) -> Family:

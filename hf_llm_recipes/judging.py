@@ -17,19 +17,22 @@ from hf_llm_recipes.rundir import RunDirectory, writing
 WRITERS = {".csv": "to_csv", ".jsonl": "to_json", ".parquet": "to_parquet"}
 
 
-def evaluate_run(directory: str | Path, data: str | Path | None = None) -> dict[str, Any]:
+def evaluate_run(
+    directory: str | Path, data: str | Path | None = None, *, trust_code: bool = False
+) -> dict[str, Any]:
     """Returns the full metrics of a finished run.
 
     Args:
         directory: A run directory.
         data: A labeled file with the columns of the run's data; None for the run's test split.
+        trust_code: Whether Python code that the run brings or names may run.
 
     Raises:
         RunError: no finished run.
         DataError: rows that cannot be used.
     """
     run = RunDirectory.existing(directory)
-    predictor = Predictor.load(directory)
+    predictor = Predictor.load(directory, trust_code=trust_code)
     rows = _test_rows(run.recipe(), predictor) if data is None else _file_rows(run.recipe(), data)
     with _said_of(data):
         return predictor.judge(rows)
@@ -42,6 +45,7 @@ def predict_file(
     *,
     settings: dict[str, Any] | None = None,
     seed: int | None = None,
+    trust_code: bool = False,
 ) -> int:
     """Answers every row of a file and writes rows with answers; returns how many.
 
@@ -51,6 +55,7 @@ def predict_file(
         target: ``.csv``, ``.jsonl`` or ``.parquet``; written to the side and renamed.
         settings: Of ``GenerationConfig``, for models that write text.
         seed: Where they sample.
+        trust_code: Whether Python code that the run brings or names may run.
 
     Raises:
         RunError: no finished run, or a format that cannot be written.
@@ -59,7 +64,7 @@ def predict_file(
     target = Path(target)
     if target.suffix not in WRITERS:
         raise RunError(f"cannot write `{target.suffix}` files", where=str(target), allowed=", ".join(WRITERS))
-    predictor = Predictor.load(directory)
+    predictor = Predictor.load(directory, trust_code=trust_code)
     predictor.write_with(settings or {}, seed)
     recipe = RunDirectory.existing(directory).recipe()
     rows = _file_rows(recipe, source)

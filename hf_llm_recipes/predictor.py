@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +12,11 @@ import torch
 from datasets import Dataset
 from transformers import AutoImageProcessor, AutoTokenizer, set_seed
 
+from hf_llm_recipes import trust
+from hf_llm_recipes.assets import LOCAL
 from hf_llm_recipes.errors import DataError, RunError
 from hf_llm_recipes.methods._forward import model_inputs
-from hf_llm_recipes.recipe import Recipe
+from hf_llm_recipes.recipe import without_home
 from hf_llm_recipes.registry import TASKS, registered_name
 from hf_llm_recipes.rundir import RECIPE, RECORD, model_folder
 from hf_llm_recipes.tasks.base import Task
@@ -38,15 +39,20 @@ class Predictor:
         self.model, self.tokenizer, self.task = model, tokenizer, task
 
     @classmethod
-    def load(cls, path: str | Path) -> Predictor:
+    def load(cls, path: str | Path, *, trust_code: bool = False) -> Predictor:
         """Loads a run directory, or the ``model/`` folder of one.
 
+        Args:
+            path: It.
+            trust_code: Whether Python code that the run brings or names may run.
+
         Raises:
-            RunError: no run, an unfinished one, or its weights do not load.
+            RunError: no run, an unfinished one, one whose code is not trusted, or its weights do not load.
         """
         folder = model_folder(path)
-        task, record = saved_task(folder), _record(folder)
-        tokenizer = _processor(folder, task)
+        task, record = saved_task(folder, trust_code=trust_code), _record(folder)
+        trust.refuse_pickles(folder)
+        tokenizer = _processor(folder, task, record["model"].get("trust_remote_code", False))
         model = _model.load_saved(
             folder,
             auto_class=task.auto_class,
@@ -163,15 +169,20 @@ def stacked(rows: Sequence[np.ndarray]) -> np.ndarray:
     return made
 
 
-def saved_task(path: str | Path) -> Task:
+def saved_task(path: str | Path, *, trust_code: bool = False) -> Task:
     """Returns the task of a finished run, without its model.
 
+    Args:
+        path: A run directory, or its ``model/``.
+        trust_code: Whether Python code that the run brings or names may run.
+
     Raises:
-        RunError: no finished run, or a module of the user's that cannot be imported.
+        RunError: no finished run, or code that is not trusted or cannot be imported.
     """
     folder = model_folder(path)
-    fields = dict(_record(folder)["task"])
-    _import_user_modules(fields["name"], folder.parent)
+    record = _record(folder)
+    trust.check_run(record, folder.parent / RECIPE, trust_code=trust_code)
+    fields = dict(record["task"])
     return TASKS.get(fields.pop("name"))(**fields)
 
 
@@ -210,32 +221,30 @@ def save_record(
         quantization: ``Built.quantization``.
     """
     record = {"task": task, "config": config, "model": model, "quantization": quantization}
+    record = without_home(record)
+    _name_base(folder / "adapter_config.json", record["model"].get("name"))
     (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _name_base(adapter: Path, name: str | None) -> None:
+    """Calls an adapter's base what the recipe calls it, where peft has written a path of this user's only."""
+    if not adapter.is_file() or name is None:
+        return
+    values = json.loads(adapter.read_text(encoding="utf-8"))
+    path = values.get("base_model_name_or_path")
+    if name.startswith(("~", LOCAL)) and path != name:
+        values["base_model_name_or_path"] = name
+        adapter.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _record(folder: Path) -> dict[str, Any]:
     return json.loads((folder / RECORD).read_text(encoding="utf-8"))
 
 
-def _processor(folder: Path, task: Task) -> Any:
+def _processor(folder: Path, task: Task, trust_code: bool) -> Any:
     if task.processor == "tokenizer":
-        return AutoTokenizer.from_pretrained(folder)
-    return AutoImageProcessor.from_pretrained(folder, backend="pil")
-
-
-def _import_user_modules(task: str, run: Path) -> None:
-    """Imports the recipe's ``imports`` where the task is not one of ours."""
-    if task in TASKS.names() or not (run / RECIPE).is_file():
-        return
-    for module in Recipe.load(run / RECIPE).get("imports", []):
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise RunError(
-                f"the task `{task}` needs the module `{module}`, which cannot be imported: {error}",
-                where=str(run / RECIPE),
-                hint="start from the folder that holds it",
-            ) from error
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_code)
+    return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=trust_code)
 
 
 def _with_int_keys(config: dict[str, Any]) -> dict[str, Any]:

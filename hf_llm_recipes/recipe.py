@@ -32,6 +32,7 @@ SCALARS: dict[str, Any] = {
     "resume": bool,
     "seed": int,
     "imports": list[str],
+    "trust_imports": bool,
     "compare": bool,
 }
 SECTIONS = ("model", "tuning", "quantization", "data", "task", "method", "algorithm", "trainer")
@@ -295,13 +296,15 @@ class Recipe:
         return inside if inside != error.where and inside.isidentifier() else None
 
     def dump(self) -> str:
-        """The recipe as YAML that reads back to the same values."""
-        return dump_yaml({k: self.values[k] for k in TOP_KEYS if self.values.get(k) is not None})
+        """The recipe as YAML that reads back to the same values, without the path of the home folder."""
+        return dump_yaml(
+            {k: without_home(self.values[k]) for k in TOP_KEYS if self.values.get(k) is not None}
+        )
 
     def differences(self, other: Recipe) -> list[str]:
-        """Lines ``key: ours -> theirs`` for every value that differs, except output and resume."""
-        ours, theirs = _flatten(self.values), _flatten(other.values)
-        skip = ("output", "resume")
+        """Lines ``key: ours -> theirs`` for every value that differs, except those of this one command."""
+        ours, theirs = (_flatten(without_home(one.values)) for one in (self, other))
+        skip = ("output", "resume", "trust_imports")
         return [
             f"{_dotted(path)}: {_show(ours.get(path))} -> {_show(theirs.get(path))}"
             for path in sorted({*ours, *theirs}, key=str)
@@ -349,6 +352,18 @@ class Recipe:
             else:
                 raise RecipeError(f"`{_dotted(path[:depth])}` has no keys", where=where)
         return here
+
+
+def without_home(value: Any) -> Any:
+    """Returns values in which paths below the home folder begin with ``~``, as every section reads them."""
+    if isinstance(value, dict):
+        return {key: without_home(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_home(one) for one in value]
+    home = str(Path.home())
+    if isinstance(value, str) and len(home) > 1 and (value == home or value.startswith(f"{home}/")):
+        return f"~{value[len(home) :]}"
+    return value
 
 
 def dump_yaml(values: Any) -> str:

@@ -13,7 +13,6 @@ import contextlib
 import copy
 import dataclasses
 import hashlib
-import importlib
 import json
 import logging
 import shutil
@@ -28,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_llm_recipes import assets, checkpoints, evaluation, rundir, trust
+from hf_llm_recipes import assets, checkpoints, evaluation, rundir, secrets_scan, trust
 from hf_llm_recipes.errors import InterruptedRunError, RecipeError, RunError
 from hf_llm_recipes.estimate import predicted
 from hf_llm_recipes.recipe import Recipe
@@ -568,6 +567,7 @@ class _Runner:
             metrics = self._judge_model() if plan.task.judges_model else self._judge_logits()
             evaluation.write_metrics(directory / rundir.METRICS, metrics)
             self._write_card(metrics)
+        secrets_scan.warn(directory.path)
         _check_reload(metrics["reload"], directory)
         return Run(directory.path, metrics)
 

@@ -61,7 +61,9 @@ WITHOUT_EFFECT = {  # upstream ignores them: what may be sent all the same
 SECONDS_TO_FINISH = 3  # of answers that are being written when the server ends
 
 
-def serve(path: str | Path, host: str, port: int, say: Callable[[str], None]) -> None:
+def serve(
+    path: str | Path, host: str, port: int, say: Callable[[str], None], *, trust_code: bool = False
+) -> None:
     """Serves a run's language model until Ctrl-C.
 
     Args:
@@ -69,13 +71,14 @@ def serve(path: str | Path, host: str, port: int, say: Callable[[str], None]) ->
         host: Address to listen at.
         port: In [0, 65535]; 0 takes a free one.
         say: Takes what a user should know: the address, the model's name, a request to try.
+        trust_code: Whether Python code that the run brings or names may run.
 
     Raises:
         RunError: no finished run, a task that writes no text, or a port that is taken.
     """
-    check_writes(saved_task(path), "be served")
+    check_writes(saved_task(path, trust_code=trust_code), "be served")
     with listening(host, port) as sock:
-        predictor = Predictor.load(path)
+        predictor = Predictor.load(path, trust_code=trust_code)
         name = served_name(model_folder(path))
         config = uvicorn.Config(
             application(predictor, name), log_level="warning", timeout_graceful_shutdown=SECONDS_TO_FINISH

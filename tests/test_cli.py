@@ -66,6 +66,7 @@ def finished(tiny_bert, tmp_path_factory):
     values = {
         "name": "tiny",
         "imports": ["my_callback"],
+        "trust_imports": True,
         "model": {"name": str(tiny_bert)},
         "data": {"name": str(write_csv(folder / "rows.csv", sentences(120)))},
         "task": {"name": "text_classification", "examples": ["the ball", "a song"]},

@@ -142,11 +142,14 @@ def test_a_task_of_the_users_is_imported_again(finished, tmp_path, monkeypatch):
         Predictor.load(folder)
     recipe = (folder / "recipe.yaml").read_text()
     (folder / "recipe.yaml").write_text("imports: [shouting]\n" + recipe)
-    with pytest.raises(RunError, match=r"`shouting` needs the module `shouting`, which cannot be imported"):
+    with pytest.raises(RunError, match=r"runs the code of shouting\n  do: read it, then add --trust-code"):
         Predictor.load(folder)
+    with pytest.raises(RunError, match=r"`shouting` needs the module `shouting`, which cannot be imported"):
+        Predictor.load(folder, trust_code=True)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(TASKS, "_classes", dict(TASKS._classes))
     try:
-        assert Predictor.load(folder).predict(["song"])[0]["label"] in {"FOOD", "MUSIC", "SPORT"}
+        predictor = Predictor.load(folder, trust_code=True)
+        assert predictor.predict(["song"])[0]["label"] in {"FOOD", "MUSIC", "SPORT"}
     finally:
         sys.modules.pop("shouting", None)

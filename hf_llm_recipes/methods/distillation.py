@@ -21,13 +21,14 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 from transformers import AutoTokenizer, Trainer
 
+from hf_llm_recipes import trust
 from hf_llm_recipes.assets import path_of
 from hf_llm_recipes.errors import RunError
 from hf_llm_recipes.methods._forward import model_inputs, unwrapped
 from hf_llm_recipes.methods.base import Method, Parts
 from hf_llm_recipes.methods.supervised import frozen_quantised_base
 from hf_llm_recipes.registry import METHODS
-from hf_llm_recipes.rundir import MODEL, RECORD
+from hf_llm_recipes.rundir import MODEL, RECIPE, RECORD
 from hf_llm_recipes.tuning import _model
 from hf_llm_recipes.tuning._model import ModelSource
 
@@ -245,11 +246,12 @@ def load_teacher(name: str, task: Any, processor: Any) -> Any:
     if folder is None:
         return _published(name, task, processor)
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    trust.check_run(record, folder.parent / RECIPE, trust_code=False)
     theirs, ours = record["task"]["name"], type(task).__module__.rpartition(".")[2]
     if theirs != ours:
         raise RunError(f"the teacher was trained for {theirs}, the student for {ours}", where=name)
     if task.processor == "tokenizer":
-        _check_tokens(name, AutoTokenizer.from_pretrained(folder), processor)
+        _check_tokens(name, AutoTokenizer.from_pretrained(folder, trust_remote_code=False), processor)
     config = record["config"]
     if "id2label" in config:
         config["id2label"] = {int(i): label for i, label in config["id2label"].items()}

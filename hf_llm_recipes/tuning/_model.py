@@ -9,6 +9,7 @@ Notable:
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from hf_llm_recipes import assets
+from hf_llm_recipes import assets, trust
 from hf_llm_recipes.data.texts import column_texts
 from hf_llm_recipes.data.tokenizer_training import TokenizerTraining, train_tokenizer
 from hf_llm_recipes.errors import DataError, RunError, did_you_mean
@@ -79,12 +80,17 @@ class ModelSource:
     def __post_init__(self) -> None:
         if (self.name is None) == (self.architecture is None):
             raise ValueError("give either name (weights) or architecture (random weights), not both")
+        if "/" in (self.attn_implementation or "") and not self.trust_remote_code:
+            raise ValueError(
+                f"attn_implementation `{self.attn_implementation}` is code from the Hub: read it, then set "
+                "trust_remote_code: true"
+            )
         if isinstance(self.tokenizer, dict):
             self.tokenizer = _tokenizer_training(self.tokenizer)
         if self.architecture is not None:
             self._check_architecture()
             if isinstance(self.tokenizer, str):
-                assets.check_model(self.tokenizer)
+                assets.check_model(self.tokenizer, weights=False)
             return
         for key in ("preset", "config", "tokenizer"):
             if getattr(self, key) is not None:
@@ -96,7 +102,11 @@ class ModelSource:
         """What ``from_pretrained`` takes; ``local/…`` is fetched when it is first asked for."""
         if self.name is not None:
             return assets.resolve_model(self.name, revision=self.revision)
-        return assets.resolve_model(self.tokenizer) if isinstance(self.tokenizer, str) else self.architecture
+        return (
+            assets.resolve_model(self.tokenizer, weights=False)
+            if isinstance(self.tokenizer, str)
+            else self.architecture
+        )
 
     @property
     def tokenizer_use(self) -> str:
@@ -430,6 +440,8 @@ def load_saved(
         return _placed(_in_one_dtype(model, precision.weights)).eval()
     from peft import PeftModel
 
+    trust.refuse_pickles(folder)
+    trust.refuse_code_in_adapter(json.loads((folder / "adapter_config.json").read_text("utf-8")), str(folder))
     config = load_config(source, updates)
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = pad_token_id
@@ -478,7 +490,7 @@ def _from_random_weights(
             "use `tuning: full`, pretrain first, then adapt the saved model"
         )
     options = {"attn_implementation": source.attn_implementation} if source.attn_implementation else {}
-    model = loader.from_config(config, dtype=precision.weights, **options)
+    model = loader.from_config(config, dtype=precision.weights, trust_remote_code=False, **options)
     head = head_modules(model)
     return Built(
         tuning.apply(model, head=head, task_type=""),
@@ -622,17 +634,18 @@ def is_quantised(parameter: torch.nn.Parameter) -> bool:
 
 
 def _notes(fresh: list[str], head: list[str], source: ModelSource) -> list[str]:
+    notes = trust.code_notes(source.name, source.revision, source.trust_remote_code)
     if fresh:
-        return [f"initialised afresh: {', '.join(fresh)} (not in {source.label}); trained and saved"]
-    return [f"the head ({', '.join(head)}) comes from {source.label}"] if head else []
+        return [*notes, f"initialised afresh: {', '.join(fresh)} (not in {source.label}); trained and saved"]
+    return [*notes, f"the head ({', '.join(head)}) comes from {source.label}"] if head else notes
 
 
 def _unloadable(source: ModelSource, error: Exception, part: str) -> RunError:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     hint = "check the name, the folder and the network"
     if "safetensors" in first:
-        hint = "only safetensors are loaded (pickles can run code): convert the checkpoint first"
-    if "trust_remote_code" in str(error):
+        hint = f"only safetensors are loaded, for pickles can run code; {trust.HOW_TO_CONVERT}"
+    if "trust_remote_code" in str(error) or "custom code" in str(error):
         hint = "the checkpoint ships its own code: read it, then set `model.trust_remote_code: true`"
     return RunError(f"the {part} could not be loaded: {first}", where=source.label, hint=hint)
 
@@ -662,7 +675,9 @@ def skeleton(config: Any) -> PreTrainedModel:
     """Returns the model that a configuration names first, else the backbone, of random weights."""
     named = (getattr(config, "architectures", None) or [None])[0]
     cls = getattr(transformers, named or "", None)
-    return cls(config) if cls is not None else transformers.AutoModel.from_config(config)
+    if cls is not None:
+        return cls(config)
+    return transformers.AutoModel.from_config(config, trust_remote_code=False)
 
 
 def count_parameters(model: torch.nn.Module) -> dict[str, int]:

@@ -42,6 +42,8 @@ class Lora(Tuning):
         """What the task decides."""
         return {
             "task_type": "the task decides it",
+            "megatron_config": "peft would import any module that megatron_core names",
+            "megatron_core": "peft would import any module that it names",
             "base_model_name_or_path": "set `model.name`",
             "inference_mode": "an adapter in training is never in inference mode",
         }

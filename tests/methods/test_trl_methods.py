@@ -90,7 +90,7 @@ def test_grpo_earns_more_reward(tiny_llama, tmp_path):
         per_device_train_batch_size=16,
         learning_rate=3e-2,
     )
-    done = engine.run(Recipe.from_dict(made))
+    done = engine.run(Recipe.from_dict({**made, "trust_imports": True}))
     assert done.metrics["method"]["last_reward"] > done.metrics["method"]["first_reward"]
     assert done.metrics["test"]["reward"] > done.metrics["before"]["reward"]
 
@@ -104,7 +104,7 @@ def test_a_reward_that_raises_ends_the_run_with_its_row(tiny_llama, tmp_path):
     task = {"name": "generation", "answer_column": None, "reward": f"{__name__}:fails", "max_new_tokens": 2}
     made = values(tiny_llama, tmp_path, data, task, "grpo", max_steps=1, num_generations=2)
     with pytest.raises(DataError, match="raised RuntimeError: no judge"):
-        engine.run(Recipe.from_dict(made))
+        engine.run(Recipe.from_dict({**made, "trust_imports": True}))
     assert not (tmp_path / "out").exists()
 
 
