@@ -225,6 +225,24 @@ def evaluate(
 
 
 @app.command()
+def verify(
+    run_directory: RunArgument,
+    steps: Annotated[int, typer.Option(min=1, help="Of the training, at least.")] = 5,
+) -> None:
+    """Run the first steps of a run again and hold what they log against its log, bit for bit.
+
+    Nothing of the run is changed. Exit code 1 where a number differs; what is not as it was is named.
+    """
+    _log_to_terminal()
+    from hf_llm_recipes.verifying import verify as verify_run
+
+    verdict = verify_run(run_directory, steps)
+    typer.echo(str(verdict))
+    if not verdict.same:
+        raise typer.Exit(1)
+
+
+@app.command()
 def predict(
     run_directory: RunArgument,
     texts: Annotated[list[str] | None, typer.Argument(help="Texts to answer.")] = None,

@@ -333,9 +333,15 @@ class _Runner:
     def run(self) -> Run:
         """The steps in order."""
         with contextlib.ExitStack() as self.held:
-            return self._run()
+            self._run_to_its_last_step()
+            return self._finish()
 
-    def _run(self) -> Run:
+    def train_only(self) -> None:
+        """The steps up to the last one of the training; nothing is judged or saved then."""
+        with contextlib.ExitStack() as self.held:
+            self._run_to_its_last_step()
+
+    def _run_to_its_last_step(self) -> None:
         output, resume = self.plan.recipe.get("output"), self.plan.recipe.get("resume", False)
         self.directory = _resumable(self.plan, output, self.held) if resume else None
         if output is not None and not resume:
@@ -344,7 +350,6 @@ class _Runner:
         checkpoint = self._open(output)
         self.predicted = None if checkpoint else predicted(self)
         self._train(checkpoint)
-        return self._finish()
 
     def _prepare(self) -> None:
         """Data, features and model; nothing is written yet."""
@@ -452,21 +457,13 @@ class _Runner:
 
     def _train(self, checkpoint: Path | None) -> None:
         from hf_llm_recipes.callbacks.graceful_stop import GracefulStop
-        from hf_llm_recipes.callbacks.log_file import LogFile
-        from hf_llm_recipes.callbacks.training_guard import default_guards
+        from hf_llm_recipes.out_of_memory import Retry
 
-        stop = GracefulStop()
-        callbacks = [LogFile(str(self.directory / rundir.LOG)), stop]
-        callbacks += [*self.prepared.callbacks, *self.plan.callbacks, *default_guards(self.plan.callbacks)]
+        stop, self.before = GracefulStop(), None
         advice = "free some space; then " + self.directory.resume_command()
         try:
             with rundir.full_disk_told(self.directory.path, advice):
-                self.stage_figures = self._run_stages(stop, checkpoint)
-                begun = time.monotonic()
-                self.trainer = self.plan.recipe.located(lambda: self._trainer(callbacks), "trainer")
-                self.preparing = time.monotonic() - begun
-                self.before = self._judge_before()
-                result = self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                result = Retry(self, lambda found: self._begin(stop, found)).train(checkpoint)
         except BaseException:
             self._leave_nothing_empty()
             raise
@@ -483,6 +480,29 @@ class _Runner:
                 number=stop.received,
             )
         self.plan.method.finish(self.trainer)
+
+    def _begin(self, stop: Any, checkpoint: Path | None) -> None:
+        """Runs the stages and builds the Trainer, for a first try or another one."""
+        from hf_llm_recipes.callbacks.log_file import LogFile
+        from hf_llm_recipes.callbacks.training_guard import default_guards
+
+        stop.restore()
+        callbacks = [LogFile(str(self.directory / rundir.LOG)), stop]
+        callbacks += [*self.prepared.callbacks, *self.plan.callbacks, *default_guards(self.plan.callbacks)]
+        self.stage_figures = self._run_stages(stop, checkpoint)
+        begun = time.monotonic()
+        self.trainer = self.plan.recipe.located(lambda: self._trainer(callbacks), "trainer")
+        self.preparing = time.monotonic() - begun
+        self.before = self.before or self._judge_before()
+
+    def rebuild_model(self, said: str) -> None:
+        """The model as it was at first, for another try of the training; keeps a note of why."""
+        from transformers import set_seed
+
+        set_seed(self.plan.seed)
+        self.built = self.plan.recipe.located(self._build_model, "tuning")
+        self._say([said])
+        self.directory.write_json(rundir.ENVIRONMENT, self._environment())
 
     def _judge_before(self) -> dict[str, Any] | None:
         """What the model is worth untrained, for tasks that judge the model; None of random weights."""
@@ -521,6 +541,7 @@ class _Runner:
                 hint="name them in `data.unlabeled`, or keep few labels with `data.labels_per_class`",
             )
         from hf_llm_recipes.callbacks.log_file import LogFile
+        from hf_llm_recipes.callbacks.training_guard import default_guards
         from hf_llm_recipes.stages.base import StageParts
 
         asked = {key: value for key, value in self.plan.trainer.items() if key in STAGE_KEYS}
@@ -536,7 +557,7 @@ class _Runner:
                 output_dir=str(folder),
                 seed=self.plan.seed,
                 device_arguments={**device_defaults(), **self.precision.trainer, **asked},
-                callbacks=[LogFile(str(self.directory / f"stage-{number}.jsonl")), stop],
+                callbacks=[LogFile(str(self.directory / f"stage-{number}.jsonl")), stop, *default_guards([])],
                 resume=checkpoints.take_up(folder).path if self.resumed else None,
             )
             figures.append(self.plan.recipe.located(lambda: stage.run(parts), "stages", number))  # noqa: B023
