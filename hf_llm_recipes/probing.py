@@ -190,8 +190,7 @@ class _Probe:
 @contextlib.contextmanager
 def untouched(model: Any) -> Iterator[None]:
     """Puts random states, modes and buffers back, and drops gradients, whatever is done to a model inside."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    states = random_states()
     modes = {module: module.training for module in model.modules()}
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     try:
@@ -204,11 +203,22 @@ def untouched(model: Any) -> Iterator[None]:
             for name, value in model.named_buffers():
                 if name in buffers:
                     value.copy_(buffers[name])
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if on_gpu:
-            torch.cuda.set_rng_state_all(on_gpu)
+        put_back(states)
+
+
+def random_states() -> tuple[Any, ...]:
+    """Returns the states of every random source."""
+    on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), on_gpu
+
+
+def put_back(states: tuple[Any, ...]) -> None:
+    """Sets what ``random_states`` has returned."""
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    if states[3]:
+        torch.cuda.set_rng_state_all(states[3])
 
 
 def fitted(points: list[tuple[int, float]], wanted: int) -> float:

@@ -67,6 +67,7 @@ class Contrastive(Objective):
     pipeline_tag: ClassVar[str] = "sentence-similarity"
     vocabulary_labels: ClassVar[bool] = False
     label_names: ClassVar[list[str] | None] = ["labels"]
+    compares_rows: ClassVar[bool] = True
 
     text: str = "text"
     text_pair: str | None = None

@@ -73,6 +73,7 @@ class Task(ABC):
     shifted_labels: ClassVar[bool] = False  # a label belongs to the place before it: a causal model
     methods: ClassVar[tuple[str, ...] | None] = None  # that can train it; None: every one that takes features
     label_names: ClassVar[list[str] | None] = None  # of a batch, where the model's forward takes none
+    compares_rows: ClassVar[bool] = False  # its loss is one of rows beside each other: a batch cannot be cut
     judges_model: ClassVar[bool] = False  # logits of all test rows are too many: see `judge_model`
     writes: ClassVar[bool] = False  # a causal model that answers with text: see `LanguageTask.writing`
 
