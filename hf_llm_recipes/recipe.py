@@ -366,6 +366,12 @@ def without_home(value: Any) -> Any:
     return value
 
 
+def home_as_tilde(text: str) -> str:
+    """Returns text in which ``~`` stands wherever the path of the home folder stood."""
+    home = str(Path.home())
+    return text if len(home) < 2 else re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", "~", text)
+
+
 def dump_yaml(values: Any) -> str:
     """YAML text under the same scalar rules as ``Recipe.load``."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)

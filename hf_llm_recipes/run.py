@@ -462,7 +462,7 @@ class _Runner:
         stop, self.before = GracefulStop(), None
         advice = "free some space; then " + self.directory.resume_command()
         try:
-            with rundir.full_disk_told(self.directory.path, advice):
+            with rundir.full_disk_told(self.directory.path, advice), trust.state_is_data(checkpoint):
                 result = Retry(self, lambda found: self._begin(stop, found)).train(checkpoint)
         except BaseException:
             self._leave_nothing_empty()

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from hf_llm_recipes import checkpoints
 from hf_llm_recipes.errors import RunError
-from hf_llm_recipes.recipe import Recipe
+from hf_llm_recipes.recipe import Recipe, home_as_tilde
 
 RECIPE, METRICS, LOG, ENVIRONMENT = "recipe.yaml", "metrics.json", "log.jsonl", "environment.json"
 MODEL, CARD, PREDICTIONS, CHECKPOINTS = "model", "README.md", "predictions.parquet", "checkpoints"
@@ -119,8 +119,9 @@ class RunDirectory:
         return target
 
     def write_json(self, name: str, values: Any) -> Path:
-        """Writes JSON as ``write_text`` does."""
-        return self.write_text(name, json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n")
+        """Writes JSON as ``write_text`` does, without the path of the home folder."""
+        text = home_as_tilde(json.dumps(values, indent=2, ensure_ascii=False, default=str))
+        return self.write_text(name, text + "\n")
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 Notable:
 - A finding names file, line and kind; the value itself is never shown or kept.
+- What a training needs to go on holds paths of this machine: under ``checkpoints`` they are passed over.
 - Text is read as bytes, Parquet by its columns, what torch saves by the pickle inside (as bytes: nothing is
   loaded), safetensors by their header.
 """
@@ -22,6 +23,7 @@ SECRET_NAME = re.compile(
     r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)(?:$|_)",
     re.IGNORECASE,
 )
+HOME, CHECKPOINTS = "the path of your home folder", "checkpoints"
 SHORTEST = 8  # characters of a variable's value that is looked for: "true" or "1" is no secret
 # kind, what its bytes hold for certain (so that most files need no pattern), pattern
 PATTERNS = (
@@ -75,6 +77,8 @@ def scan(
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         for line, text in _contents(file):
             for kind, start in _matches(text, looked_for):
+                if kind == HOME and CHECKPOINTS in file.parts:
+                    continue
                 at = text.count(b"\n", 0, start) + 1 if line is None and _is_text(file) else line
                 found[Finding(str(file.relative_to(folder)), at, kind)] = None
     return list(found)
@@ -100,7 +104,7 @@ def _looked_for(environment: Mapping[str, str], home: Path) -> list[tuple[str, b
     if len(path) > 1:
         made.append(
             (
-                "the path of your home folder",
+                HOME,
                 path,
                 re.compile(rb"(?<![\w.-])" + re.escape(path) + rb"(?![\w.-])"),
             )

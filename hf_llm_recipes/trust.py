@@ -12,8 +12,11 @@ Notable:
 from __future__ import annotations
 
 import importlib
+import pickle  # its errors only: nothing is unpickled
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +183,23 @@ def refuse_pickles(folder: Path, where: str | None = None) -> None:
                 where=where or str(folder),
                 hint=HOW_TO_CONVERT_ADAPTER if stem == "adapter" else HOW_TO_CONVERT,
             )
+
+
+@contextmanager
+def state_is_data(checkpoint: Path | None) -> Iterator[None]:
+    """Says plainly that a file of a checkpoint holds more than data; none of it has run.
+
+    Raises:
+        RunError: torch's reader, which takes tensors and plain values only, has refused a file.
+    """
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise RunError(
+            f"a file of the checkpoint is damaged or is no data: {str(error).splitlines()[0]}",
+            where=str(checkpoint),
+            hint="delete this checkpoint; the run then goes on from the one before",
+        ) from error
 
 
 def refuse_code_in_adapter(values: dict[str, Any], where: str) -> None:
