@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_llm_recipes import trust
-from hf_llm_recipes.errors import MissingExtraError, RunError, UserError, did_you_mean
-from hf_llm_recipes.rundir import writing
+from hf_llm_recipes.errors import MissingExtraError, RunError, did_you_mean
+from hf_llm_recipes.rundir import path_of, writing
 
 LOCAL = "local/"
 MODEL_FILES = ("config.json", "adapter_config.json")
@@ -140,28 +140,6 @@ def resolve_model(name: str, *, revision: str | None = None, weights: bool = Tru
         return str(_local_model(name))
     path = path_of(name)
     return str(path) if path.exists() else name
-
-
-def path_of(name: str, error: type[UserError] = RunError) -> Path:
-    """Returns a name as a path, ``~`` written out, that can be looked at.
-
-    Args:
-        name: From a recipe.
-        error: What is raised.
-
-    Raises:
-        UserError: no path can be called so (too long, a NUL, an unknown user), or it may not be looked at.
-    """
-    try:
-        path = Path(name).expanduser()
-        path.exists()
-    except (OSError, RuntimeError, ValueError) as cause:
-        short = repr(name if len(name) < 80 else name[:77] + "…")
-        raise error(
-            f"{short} cannot be looked for: {getattr(cause, 'strerror', None) or cause}",
-            allowed="a name or a path",
-        ) from None
-    return path
 
 
 def check_model(name: str, *, revision: str | None = None, weights: bool = True) -> None:

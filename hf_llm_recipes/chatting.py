@@ -18,7 +18,7 @@ import torch
 from jinja2.exceptions import TemplateError
 from transformers.generation.streamers import BaseStreamer
 
-from hf_llm_recipes.errors import DataError
+from hf_llm_recipes.errors import DataError, visible
 from hf_llm_recipes.predictor import Predictor
 from hf_llm_recipes.tasks import _language, _prompts
 
@@ -246,10 +246,10 @@ def talk(predictor: Predictor, name: str) -> int:
     interactive = sys.stdin.isatty()
 
     def say(piece: str) -> None:
-        out.out(piece.replace("\x1b", "␛"), end="", highlight=False)  # no terminal is to obey a model
+        out.out(visible(piece), end="", highlight=False)  # no terminal is to obey a model
 
     def note(sentence: str) -> None:
-        beside.out(sentence, highlight=False)
+        beside.out(visible(sentence), highlight=False)
 
     session = Session(speaker, say, note, interactive)
     if interactive:

@@ -195,7 +195,7 @@ def estimate(
     console = Console()
     console.print(table(found), highlight=False)
     for said in (found.sentence(), *found.notes):
-        console.print(said, highlight=False)
+        console.print(said, highlight=False, markup=False)
 
 
 @app.command()
@@ -449,13 +449,13 @@ def _show_result(done, recipe) -> None:
     from hf_llm_recipes.estimate import beside
 
     if said := beside(training):
-        console.print(said, highlight=False)
+        console.print(said, highlight=False, markup=False)
     examples = recipe.section("task").get("examples")
     if examples:
         from hf_llm_recipes.predictor import Predictor
 
         _print_answers(examples, Predictor.load(done.path).predict(examples))
-    console.print(f"\nresults: {done.path}", highlight=False, soft_wrap=True)
+    console.print(f"\nresults: {done.path}", highlight=False, soft_wrap=True, markup=False)
     for name, what in (
         (rundir.METRICS, "every figure, with intervals"),
         (rundir.PREDICTIONS, "each test row with its probabilities"),
@@ -494,7 +494,7 @@ def _show_beside(console, metrics: dict) -> None:
             highlight=False,
         )
     for said in method.get("guard") or []:
-        console.print(f"guard: {said}", highlight=False)
+        console.print(f"guard: {said}", highlight=False, markup=False)
     if "cross_fit" in method:
         found = method["cross_fit"]
         semi, supervised = found["semi_supervised"], found["supervised"]

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_llm_recipes.errors import DataError, did_you_mean
+from hf_llm_recipes.errors import DataError, did_you_mean, visible
 
 if TYPE_CHECKING:
     import evaluate
@@ -756,14 +756,14 @@ def _class_table(per_class: Mapping[str, Mapping[str, Any]]) -> Any:
         table.add_column(name, justify="right")
     for name, scores in per_class.items():
         values = [f"{scores[key]:.4f}" for key in ("precision", "recall", "f1")]
-        table.add_row(Text(name), *values, str(scores["support"]))
+        table.add_row(Text(visible(name)), *values, str(scores["support"]))
     return table
 
 
 def _note_lines(metrics: Mapping[str, Any]) -> list[Any]:
     from rich.text import Text
 
-    return [Text(f"note: {note}") for note in metrics.get("notes", [])]
+    return [Text(visible(f"note: {note}")) for note in metrics.get("notes", [])]
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from rich.text import Text
 from hf_llm_recipes.data.augmentation import _common
 from hf_llm_recipes.data.augmentation._choose import OneOf, check_kinds, default_views
 from hf_llm_recipes.data.augmentation.base import Augmentation, Pool
+from hf_llm_recipes.errors import visible
 from hf_llm_recipes.methods._streams import VIEWS
 
 REMOVED, ADDED, HIDDEN = "bold red", "bold green", "dim"
@@ -114,7 +115,7 @@ def _marked(
         piece = whole[len(so_far) :] if whole.startswith(so_far) else tokenizer.decode(ids[start:end])
         if states[start] & 2:
             piece = "".join(c if c.isspace() else HIDDEN_CHARACTER for c in piece)
-        text.append(piece, HIDDEN if states[start] & 2 else style if states[start] else "")
+        text.append(visible(piece), HIDDEN if states[start] & 2 else style if states[start] else "")
         so_far, start = whole, end
     return text.markup
 

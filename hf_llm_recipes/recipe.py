@@ -104,7 +104,7 @@ class Recipe:
         """
         path = Path(path)
         recipe = cls.from_text(_file_text(path), source=str(path))
-        recipe.values.setdefault("name", path.stem)
+        recipe.values.setdefault("name", path.stem if _is_file_name(path.stem) else "run")
         for override in overrides:
             recipe.override(override)
         return recipe
@@ -316,6 +316,13 @@ class Recipe:
         known |= dict.fromkeys(SECTIONS, (dict | str, False)) | dict.fromkeys(LISTS, (list, False))
         for key, value in self.values.items():
             self._check_key((key,), value, known, {})
+        name = self.values.get("name")
+        if name is not None and not _is_file_name(name):
+            raise RecipeError(
+                f"name is {_show(name)}, which cannot be a folder's name",
+                where=self.where("name"),
+                allowed="up to 100 characters without / and \\, and neither . nor ..",
+            )
 
     def _check_key(
         self, path: Place, value: Any, known: dict[str, tuple[Any, bool]], refused: dict[str, str]
@@ -352,6 +359,11 @@ class Recipe:
             else:
                 raise RecipeError(f"`{_dotted(path[:depth])}` has no keys", where=where)
         return here
+
+
+def _is_file_name(name: str) -> bool:
+    odd = any(mark in name for mark in "/\\\0\n") or any("\ud800" <= mark <= "\udfff" for mark in name)
+    return 0 < len(name.encode("utf-8", "replace")) <= 100 and name.strip(" .") != "" and not odd
 
 
 def without_home(value: Any) -> Any:

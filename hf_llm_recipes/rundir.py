@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from hf_llm_recipes import checkpoints
-from hf_llm_recipes.errors import RunError
+from hf_llm_recipes.errors import RunError, UserError
 from hf_llm_recipes.recipe import Recipe, home_as_tilde
 
 RECIPE, METRICS, LOG, ENVIRONMENT = "recipe.yaml", "metrics.json", "log.jsonl", "environment.json"
@@ -67,7 +67,7 @@ class RunDirectory:
         Raises:
             RunError: it is not there, or no run's.
         """
-        path = Path(path)
+        path = path_of(path)
         if not path.is_dir():
             raise RunError("no such run directory", where=str(path), hint=_siblings(path))
         if not (path / RECIPE).is_file():
@@ -147,7 +147,7 @@ def model_folder(path: str | Path) -> Path:
     Raises:
         RunError: no run, or an unfinished one.
     """
-    path = Path(path)
+    path = path_of(path)
     if (path / RECORD).is_file():
         return path
     run = RunDirectory.existing(path)
@@ -347,13 +347,38 @@ def peak_memory_gib() -> dict[str, float]:
     return {name: round(value, 3) for name, value in peaks.items()}
 
 
+def path_of(name: str | Path, error: type[UserError] = RunError) -> Path:
+    """Returns a name as a path, ``~`` written out, that can be looked at.
+
+    Args:
+        name: From a recipe or a command.
+        error: What is raised.
+
+    Raises:
+        UserError: no path can be called so (too long, a NUL, an unknown user), or it may not be looked at.
+    """
+    text = str(name)
+    try:
+        if "\0" in text:
+            raise ValueError("it holds a NUL")
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as cause:
+        short = repr(text if len(text) < 80 else text[:77] + "…")
+        raise error(
+            f"{short} cannot be looked for: {getattr(cause, 'strerror', None) or cause}",
+            allowed="a name or a path",
+        ) from None
+    return path
+
+
 def check_new(wanted: str | Path) -> None:
     """Checks that a run may use a directory of this name.
 
     Raises:
         RunError: it holds something already.
     """
-    path = Path(wanted)
+    path = path_of(wanted)
     if (path / RECIPE).is_file():
         run = RunDirectory(path)
         state = "a finished run" if (path / METRICS).is_file() else "an unfinished run"

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from hf_llm_recipes.assets import path_of
 from hf_llm_recipes.data.cleaning import Cleaning, clean_splits
 from hf_llm_recipes.data.dedup import Deduplication, drop_duplicates
 from hf_llm_recipes.data.origins import EVAL_NAMES, Opened, Origin, file_origin, open_source
@@ -30,6 +29,7 @@ from hf_llm_recipes.data.pool import check_pool, few_labels
 from hf_llm_recipes.data.reading import READERS, read_table
 from hf_llm_recipes.data.splitting import Term, bounds, check_fraction, hold_out, parse, why_not_stratified
 from hf_llm_recipes.errors import DataError, did_you_mean
+from hf_llm_recipes.rundir import path_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_llm_recipes.assets import file_sha256, path_of
+from hf_llm_recipes.assets import file_sha256
 from hf_llm_recipes.data.reading import (
     READERS,
     Table,
@@ -29,6 +29,7 @@ from hf_llm_recipes.data.reading import (
 )
 from hf_llm_recipes.errors import DataError, did_you_mean
 from hf_llm_recipes.registry import CORPORA
+from hf_llm_recipes.rundir import path_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

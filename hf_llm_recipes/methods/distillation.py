@@ -22,13 +22,12 @@ from torch.nn.functional import kl_div, log_softmax
 from transformers import AutoTokenizer, Trainer
 
 from hf_llm_recipes import trust
-from hf_llm_recipes.assets import path_of
 from hf_llm_recipes.errors import RunError
 from hf_llm_recipes.methods._forward import model_inputs, unwrapped
 from hf_llm_recipes.methods.base import Method, Parts
 from hf_llm_recipes.methods.supervised import frozen_quantised_base
 from hf_llm_recipes.registry import METHODS
-from hf_llm_recipes.rundir import MODEL, RECIPE, RECORD
+from hf_llm_recipes.rundir import MODEL, RECIPE, RECORD, path_of
 from hf_llm_recipes.tuning import _model
 from hf_llm_recipes.tuning._model import ModelSource
 

@@ -40,6 +40,7 @@ from hf_llm_recipes.data.tokenizer_training import TokenizerTraining, train_toke
 from hf_llm_recipes.errors import DataError, RunError, did_you_mean
 from hf_llm_recipes.models import decoder, encoder, encoder_decoder, vision  # noqa: F401  registers them
 from hf_llm_recipes.models.base import check_config_keys
+from hf_llm_recipes.rundir import path_of
 from hf_llm_recipes.tuning._fewer_layers import keep_layers
 from hf_llm_recipes.tuning.base import Tuning
 
@@ -660,7 +661,7 @@ def named_config(name: str) -> Any:
         RunError: no such model; names the nearest architecture or the presets.
     """
     architecture, _, preset = name.partition("/")
-    if architecture in CONFIG_MAPPING and not assets.path_of(name).exists():
+    if architecture in CONFIG_MAPPING and not path_of(name).exists():
         presets = getattr(CONFIG_MAPPING[architecture], "PRESETS", {})
         if preset and preset not in presets:
             raise RunError(
