@@ -1,0 +1,42 @@
+"""How much memory and time the run will need; see ``estimate``."""
+
+from __future__ import annotations
+
+from hf_llm_recipes.checking.base import Finding, Report
+from hf_llm_recipes.checking.subject import Subject
+from hf_llm_recipes.estimate import GIB, Estimate, estimate_run
+
+WHERE = "trainer"
+
+
+def look(subject: Subject, report: Report) -> list[Finding]:
+    """Adds the estimate to the report; returns whether it fits."""
+    report.estimate = found = estimate_run(subject)
+    if found.steps and subject.plan.trainer.get("max_steps", -1) <= 0:
+        scale(found, len(subject.all_rows("train")) / len(subject.rows("train")))
+    return too_much(found)
+
+
+def scale(found: Estimate, times: float) -> None:
+    """Makes the steps of a sample those of all rows."""
+    if times > 1:
+        found.steps = round(found.steps * times)
+        found.seconds = None if found.seconds is None else found.seconds * times
+        found.notes.append("steps and time are those of a sample of the rows, multiplied")
+
+
+def too_much(found: Estimate) -> list[Finding]:
+    """Returns an error where the memory does not suffice."""
+    if found.fits is not False:
+        return []
+    return [
+        Finding(
+            "error",
+            "estimate",
+            f"about {found.peak / GIB:.2f} GiB of memory are needed, and {found.device} has "
+            f"{found.capacity / GIB:.2f} GiB",
+            WHERE,
+            "lower `trainer.per_device_train_batch_size` and raise `gradient_accumulation_steps` as much, "
+            "shorten the rows, or train an adapter on a 4-bit base",
+        )
+    ]
