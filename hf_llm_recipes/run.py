@@ -541,7 +541,7 @@ class _Runner:
                 hint="name them in `data.unlabeled`, or keep few labels with `data.labels_per_class`",
             )
         from hf_llm_recipes.callbacks.log_file import LogFile
-        from hf_llm_recipes.callbacks.training_guard import default_guards
+        from hf_llm_recipes.callbacks.training_guard import TrainingGuard
         from hf_llm_recipes.stages.base import StageParts
 
         asked = {key: value for key, value in self.plan.trainer.items() if key in STAGE_KEYS}
@@ -557,7 +557,7 @@ class _Runner:
                 output_dir=str(folder),
                 seed=self.plan.seed,
                 device_arguments={**device_defaults(), **self.precision.trainer, **asked},
-                callbacks=[LogFile(str(self.directory / f"stage-{number}.jsonl")), stop, *default_guards([])],
+                callbacks=[LogFile(str(self.directory / f"stage-{number}.jsonl")), stop, TrainingGuard(dead_after=None)],
                 resume=checkpoints.take_up(folder).path if self.resumed else None,
             )
             figures.append(self.plan.recipe.located(lambda: stage.run(parts), "stages", number))  # noqa: B023

@@ -56,7 +56,7 @@ class TrainingGuard(TrainerCallback, ExportableState):
             told, > 0.
         window: Steps that it remembers for that, ≥ 20.
         dead_after: The step at which tensors whose gradient is exactly 0 are named, ≥ 1; those that get
-            none at all are named at the first.
+            none at all are named at the first. None: neither.
 
     Raises:
         ValueError: a value out of range.
@@ -67,7 +67,7 @@ class TrainingGuard(TrainerCallback, ExportableState):
     most_zero: int | None = 10
     spike: float = 10.0
     window: int = 100
-    dead_after: int = 10
+    dead_after: int | None = 10
 
     def __post_init__(self) -> None:
         if self.when_not_finite not in ("stop", "skip"):
@@ -168,7 +168,7 @@ class TrainingGuard(TrainerCallback, ExportableState):
         else:
             self.in_a_row = 0
             self._look_for_zero(loss, norm, step, args)
-            if norm > 0 and step in (1, self.dead_after):
+            if self.dead_after is not None and norm > 0 and step in (1, self.dead_after):
                 self._look_for_dead(model, step)
             if loss is not None:
                 self._look_for_spike(loss, step)
