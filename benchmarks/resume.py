@@ -8,8 +8,9 @@ Notable:
   import, and a kill is a real SIGKILL of a real run of a recipe.
 - Three kinds of kill: after a random line of ``log.jsonl``; at a random moment; within the writing of a
   checkpoint, at a random file event below the side folder and up to some milliseconds behind it. What a
-  kill hit is read from what it left: a side folder that lies there was being written.
-- In a tenth of the resumes the newest checkpoint is spoilt first: cut short, a bit flipped, a file or its
+  kill hit is read from what it left: a side folder that lies there was being written. Besides, SIGTERM and
+  SIGINT after a random line, which are counted apart.
+- In a fifth of the resumes the newest checkpoint is spoilt first: cut short, a bit flipped, a file or its
   manifest taken away.
 - Compared: all lines of ``log.jsonl``, ``samples.jsonl`` and the stages' logs but for times, every tensor
   of the model, the predictions, the metrics of the test split and what the method reports.
@@ -48,9 +49,12 @@ CHAT = (
     "{% for m in messages %}[CLS] {{ m.content }} [SEP]{% endfor %}"
     "{% if add_generation_prompt %}[CLS] {% endif %}"
 )
-TIMES = ("time", "train_runtime")
-TIMED = ("runtime", "per_second")
+TIMED = ("runtime", "preparation_time", "per_second")
+COUNTED = ("kills", "within_a_write", "stops", "spoilt", "passed_over")
+STOPS = {signal.SIGINT: (130,), signal.SIGTERM: (143, -signal.SIGTERM)}  # how such a process ends
 MOST_KILLS = 6  # of one run; then it may end
+SPOILT = 0.2  # share of resumes before which the newest checkpoint is spoilt
+EVENTS = 150  # in side folders, within which a kill falls; a checkpoint has about 40
 LIMIT = 300  # seconds of one start, after which it hangs
 
 
@@ -292,6 +296,7 @@ def _run(values: dict[str, Any], prepare: Callable[[], None] | None) -> int:
     import traceback
 
     import hf_llm_recipes.run as engine
+    from hf_llm_recipes.errors import InterruptedRunError
     from hf_llm_recipes.recipe import Recipe
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
@@ -299,6 +304,10 @@ def _run(values: dict[str, Any], prepare: Callable[[], None] | None) -> int:
         prepare()
     try:
         engine.run(Recipe.from_dict(values))
+    except InterruptedRunError as error:
+        return error.exit_code
+    except KeyboardInterrupt:  # after the training
+        return 130
     except BaseException:  # the last frame of a process that must not return into its parent
         traceback.print_exc()
         return 1
@@ -344,27 +353,46 @@ def _die(delay: float) -> None:
 
 
 def tortured(
-    values: dict[str, Any], out: Path, rng: random.Random, seconds: float, lines: int
+    values: dict[str, Any], out: Path, rng: random.Random, seconds: float, lines: int, kinds: list[str]
 ) -> dict[str, Any]:
-    """Kills a run, lets it go on until it is done, and says what happened."""
-    told: dict[str, Any] = {"kills": 0, "within_a_write": 0, "spoilt": 0, "passed_over": 0, "events": []}
-    log = out.with_suffix(".txt")
-    for attempt in range(40):
+    """Kills a run, lets it go on until it is done, and says what happened.
+
+    Args:
+        values: Of its recipe.
+        out: Its directory.
+        rng: Draws what is not given.
+        seconds: That the whole run took.
+        lines: That it logged.
+        kinds: Of the kills, in order (``spoil`` before a start is none); empty: drawn.
+    """
+    told: dict[str, Any] = {**dict.fromkeys(COUNTED, 0), "events": []}
+    log, todo, given_kinds = out.with_suffix(".txt"), list(kinds), bool(kinds)
+    for _ in range(40):
         resumes = (out / "recipe.yaml").is_file()
         given = {**values, "output": str(out), **({"resume": True} if resumes else {})}
         if not resumes:
             shutil.rmtree(out, ignore_errors=True)
-        if resumes and attempt and rng.random() < 0.1:
+        if given_kinds:
+            kind = todo.pop(0) if todo else "none"
+        else:
+            kind = rng.choice(["line", "moment", "write", "write", "stop"])
+            kind = kind if told["kills"] < MOST_KILLS else "none"
+        if kind == "spoil" or (not given_kinds and resumes and rng.random() < SPOILT):
             _spoil(out, rng, told)
-        left = MOST_KILLS - told["kills"]
-        kind = rng.choice(["line", "moment", "write", "write"]) if left > 0 else "none"
-        event, delay = rng.randint(1, 24), rng.choice([0, 0, 0.001, 0.004])
+        if kind == "spoil":
+            kind = todo.pop(0) if todo else "none"
+        event, delay = rng.randint(1, EVENTS), rng.choice([0, 0, 0.001, 0.004])
         prepare = kill_within_a_write(event, delay) if kind == "write" else None
         pid = start(given, log, prepare)
-        code = _killed(pid, kind, out, rng, seconds, lines)
+        number = rng.choice(list(STOPS)) if kind == "stop" else signal.SIGKILL
+        code = _killed(pid, kind, out, rng, seconds, lines, number)
         if code == 0:
             told["passed_over"] = log.read_text(encoding="utf-8").count("is passed over")
             return told
+        if code in STOPS.get(number, ()):
+            told["stops"] += 1
+            told["events"].append(f"{signal.Signals(number).name}")
+            continue
         if code != -signal.SIGKILL:
             return {**told, "error": f"ended with {code}: {_tail(log)}"}
         within = any(p.is_dir() for p in out.glob("checkpoints/**/.writing/checkpoint-*"))
@@ -374,12 +402,14 @@ def tortured(
     return {**told, "error": "it never ended"}
 
 
-def _killed(pid: int, kind: str, out: Path, rng: random.Random, seconds: float, lines: int) -> int:
-    """Waits for the end of a process, which it brings about for two kinds of kill."""
+def _killed(
+    pid: int, kind: str, out: Path, rng: random.Random, seconds: float, lines: int, number: int
+) -> int:
+    """Waits for the end of a process, which it brings about for all kinds but those within a write."""
     code: int | None = None
     if kind == "moment":
         code = ended(pid, rng.uniform(0.3, 1.0) * seconds)
-    elif kind == "line":
+    elif kind in ("line", "stop"):
         wanted, until = rng.randint(1, lines), time.monotonic() + LIMIT
         while code is None and time.monotonic() < until and _count(out) < wanted:
             code = ended(pid, 0.01)
@@ -387,7 +417,7 @@ def _killed(pid: int, kind: str, out: Path, rng: random.Random, seconds: float, 
     else:
         code = ended(pid, LIMIT)
     if code is None:
-        os.killpg(pid, signal.SIGKILL)
+        os.killpg(pid, number)
         code = ended(pid, LIMIT)
     return -1 if code is None else code
 
@@ -499,6 +529,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200, help="kills in all, at least")
     parser.add_argument("--cases", nargs="*", help="of these only")
+    parser.add_argument("--kinds", nargs="*", default=[], help="line, moment, write, spoil: in this order")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON lines, one a run")
     given = parser.parse_args()
@@ -526,7 +557,7 @@ def _tried(chosen: dict[str, Any], folder: Path, rng: random.Random, given: Any)
             if name not in wholes:
                 wholes[name] = _whole(name, values, folder)
             out = folder / f"{name}-{turn}"
-            told = {"case": name, "turn": turn, **tortured(values, out, rng, *wholes[name])}
+            told = {"case": name, "turn": turn, **tortured(values, out, rng, *wholes[name], given.kinds)}
             told["differences"] = [] if "error" in told else differences(folder / name, out)
             results.append(told)
             print(json.dumps(told), flush=True)
@@ -550,14 +581,14 @@ def _whole(name: str, values: dict[str, Any], folder: Path) -> tuple[float, int]
 
 def table(results: list[dict[str, Any]]) -> str:
     """Returns a line a case: runs, kills, kills within a write, spoilt checkpoints, identical runs."""
-    rows: dict[str, list[int]] = defaultdict(lambda: [0] * 6)
+    rows: dict[str, list[int]] = defaultdict(lambda: [0] * (len(COUNTED) + 2))
     for one in results:
         same = not one["differences"] and "error" not in one
-        counts = [1, one["kills"], one["within_a_write"], one["spoilt"], one["passed_over"], int(same)]
+        counts = [1, *(one[name] for name in COUNTED), int(same)]
         for name in (one["case"], "all"):
             rows[name] = [a + b for a, b in zip(rows[name], counts, strict=True)]
     rows["all"] = rows.pop("all")
-    head = ("case", "runs", "kills", "in a write", "spoilt", "passed over", "identical")
+    head = ("case", "runs", "kills", "in a write", "stops", "spoilt", "passed over", "identical")
     lines = [head, *((name, *map(str, counts)) for name, counts in rows.items())]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)

@@ -255,6 +255,7 @@ def test_an_unfinished_run_says_how_to_go_on(call, finished, tmp_path):
     ("error", "code", "said"),
     [
         (InterruptedRunError("stopped"), 130, "stopped"),
+        (InterruptedRunError("stopped", number=15), 143, "stopped"),
         (MissingExtraError("onnx", "export"), 1, "pip install 'hf_llm_recipes[export]'"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],

@@ -42,3 +42,8 @@ def test_the_nearest_name_is_offered():
     assert did_you_mean("lable", ["text", "label"]) == " (did you mean `label`?)"
     assert did_you_mean("zzz", ["text", "label"]) == ""
     assert did_you_mean("x", []) == ""
+
+
+def test_a_stopped_run_ends_as_shells_have_it():
+    assert InterruptedRunError("stopped", hint="go on").exit_code == 130
+    assert InterruptedRunError("stopped", number=15).exit_code == 143

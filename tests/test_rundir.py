@@ -2,6 +2,8 @@ import errno
 import getpass
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -166,6 +168,43 @@ def test_a_checkpoint_that_was_not_finished_is_passed_over(run):
     assert run.checkpoint().path is None
     (run / "checkpoints" / "checkpoint-1" / "trainer_state.json").write_text("{}")  # the Trainer's last file
     assert run.checkpoint().path == run / "checkpoints" / "checkpoint-1"
+
+
+def test_the_second_process_in_a_directory_is_told_of_the_first(tmp_path):
+    with rundir.locked(tmp_path):
+        with (
+            pytest.raises(RunError, match=rf"directory: process {os.getpid()} on .*; nothing was") as caught,
+            rundir.locked(tmp_path),
+        ):
+            pass
+        assert "do: wait for it, stop it, or choose another output" in str(caught.value)
+        (tmp_path / rundir.HOLDER).unlink()
+        with (
+            pytest.raises(RunError, match="a process that has not yet said its number"),
+            rundir.locked(tmp_path),
+        ):
+            pass
+    assert [p.name for p in tmp_path.iterdir()] == [rundir.LOCK]
+    check_new(tmp_path)  # a lock that is left over is nothing
+    with rundir.locked(tmp_path):
+        pass
+
+
+def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path):
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom hf_llm_recipes.rundir import locked\n"
+        "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "held\n"
+    with pytest.raises(RunError, match=f"process {child.pid} on "), rundir.locked(tmp_path):
+        pass
+    child.kill()
+    child.communicate()
+    assert (tmp_path / rundir.HOLDER).is_file()
+    with rundir.locked(tmp_path):
+        assert json.loads((tmp_path / rundir.HOLDER).read_text())["pid"] == os.getpid()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")

@@ -573,27 +573,29 @@ class SelfTrainingTrainer(Trainer):
         )
 
     def _close_round(self, metrics: dict[str, float] | None) -> None:
-        """Judges a round's student and writes down what the round was, unless that was done before."""
+        """Judges a round's student and writes down what the round was.
+
+        A run that is taken up behind a round's last checkpoint judges and logs it again; what else was found
+        out of the round is kept.
+        """
         path = self._folder(self.number) / RECORD
-        if path.is_file():
-            record = self._read_record(self.number)
-            if "log" in record:
-                self.records.append(record)
-                return
+        known = self._read_record(self.number) if path.is_file() else {}
         record = {
+            **known,
             "round": self.number,
             "steps": self.state.global_step,
             "epochs": self.state.epoch,
-            "loss": (metrics or {}).get("train_loss"),
+            "loss": (metrics or known).get("train_loss", known.get("loss")),
             **self._described(),
         }
         _write_json(path, record, self.args.should_save)
         if self.eval_dataset is not None:
             found = self.evaluate()
-            timing = ("runtime", "per_second")
+            timing = ("time", "per_second")
             record["eval"] = {k: v for k, v in found.items() if not k.endswith(timing)}
         before = self._steps_before
-        record["log"] = [{**entry, "step": entry["step"] + before} for entry in self.state.log_history]
+        made = [{**entry, "step": entry["step"] + before} for entry in self.state.log_history]
+        record["log"] = known.get("log", made)  # that of a round which is judged again lacks its last line
         _write_json(path, record, self.args.should_save)
         self.records.append(record)
 

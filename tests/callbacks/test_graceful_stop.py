@@ -124,3 +124,18 @@ def test_a_handler_that_python_did_not_set_becomes_the_default():
     stop.restore()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(("at", "evaluations"), [(0, 0), (1, 1)])
+def test_the_end_of_an_epoch_that_has_not_come_is_not_run(number, tmp_path, at, evaluations):
+    """Two steps are an epoch: a stop within it is not judged, a stop at its end is, and then saved."""
+    stop = GracefulStop()
+    trainer = make_trainer(
+        *(tmp_path, [stop, Kill(number, at=at)]),
+        **{"max_steps": 100, "eval_strategy": "epoch", "save_strategy": "epoch", "logging_strategy": "epoch"},
+    )
+    trainer.train()
+    assert trainer.state.global_step == at + 1
+    assert sum("eval_loss" in line for line in trainer.state.log_history) == evaluations
+    assert sum("loss" in line for line in trainer.state.log_history) == evaluations
+    assert [p.name for p in tmp_path.iterdir()] == [f"checkpoint-{at + 1}"]

@@ -47,6 +47,22 @@ def test_a_resumed_run_takes_out_what_comes_after_its_checkpoint(tmp_path):
     assert [line["step"] for line in read(path)] == [1, 2, 3]
 
 
+def test_a_checkpoint_tells_which_lines_it_has_seen(tmp_path):
+    path = tmp_path / "log.jsonl"
+    log = LogFile(str(path))
+    assert log.facts() == {"lines": 0}
+    path.write_text('{"step": 2, "text": "one\u2028line"}\n{"step": 2}\n')
+    assert log.facts() == {"lines": 2}
+    with path.open("a") as file:
+        file.write('{"step": 2, "train_loss": 1.0}\n{"st')  # behind the checkpoint of step 2
+    again = LogFile(str(path))
+    again.take_up({"lines": 2})
+    again.on_train_begin(None, state(2), None)
+    assert path.read_text() == '{"step": 2, "text": "one\u2028line"}\n{"step": 2}\n'
+    again.on_train_begin(None, state(0), None)  # another training
+    assert path.read_text() == ""
+
+
 def test_a_torn_last_line_is_taken_out_and_the_next_begins_anew(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1}\n{"st')
