@@ -423,30 +423,6 @@ def held_out_accuracy(
     Raises:
         ValueError: a class with a single labeled row, or fewer than two folds.
     """
-    found = held_out_probabilities(
-        features_ND, labels_N, num_classes, graph=graph, neighbors=neighbors, folds=folds, seed=seed
-    )
-    labels_L = labels_N[labels_N >= 0]
-    return {name: float((soft_LC.argmax(1) == labels_L).mean()) for name, soft_LC in found.items()}
-
-
-def held_out_probabilities(
-    features_ND: np.ndarray,
-    labels_N: np.ndarray,
-    num_classes: int,
-    *,
-    graph: sparse.csr_array | None = None,
-    neighbors: int = 15,
-    folds: int = 5,
-    seed: int = 0,
-) -> dict[str, np.ndarray]:
-    """Returns what ``propagation`` and the ``probe`` say of labeled rows that they did not see, (L, C) each.
-
-    The labeled rows in their order; the arguments are those of ``held_out_accuracy``.
-
-    Raises:
-        ValueError: a class with a single labeled row, or fewer than two folds.
-    """
     labels_N = _checked_labels(labels_N, num_classes)
     counts_C = np.bincount(labels_N[labels_N >= 0], minlength=num_classes)
     if counts_C.min() < 2:
@@ -457,16 +433,17 @@ def held_out_probabilities(
         raise ValueError(f"folds is {folds}; allowed: 2 or more")
     graph = neighbor_graph(features_ND, neighbors) if graph is None else graph
     fold_N = _folds(labels_N, min(folds, int(counts_C.max())), seed)
-    spread_NC, judged_NC = (np.zeros((len(labels_N), num_classes)) for _ in range(2))
+    right = {"propagation": 0, "probe": 0}
     for number in range(fold_N.max() + 1):
         out = np.flatnonzero(fold_N == number)
         seen = labels_N.copy()
         seen[out] = -1
-        spread_NC[out] = propagate(None, seen, num_classes, graph=graph).probabilities_NC[out]
+        spread = propagate(None, seen, num_classes, graph=graph).probabilities_NC[out]
         known = seen >= 0
-        judged_NC[out] = probe(features_ND[known], seen[known], num_classes, features_ND[out])
-    labeled = labels_N >= 0
-    return {"propagation": spread_NC[labeled], "probe": judged_NC[labeled]}
+        judged = probe(features_ND[known], seen[known], num_classes, features_ND[out])
+        right["propagation"] += int((spread.argmax(1) == labels_N[out]).sum())
+        right["probe"] += int((judged.argmax(1) == labels_N[out]).sum())
+    return {name: count / counts_C.sum() for name, count in right.items()}
 
 
 def _folds(labels_N: np.ndarray, folds: int, seed: int) -> np.ndarray:

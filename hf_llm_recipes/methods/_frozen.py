@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ log = logging.getLogger("hf_llm_recipes")
 
 MOST_TEST_ROWS = 2000  # of the baselines: encoding more would cost more than it tells
 BATCH = 32
-SOURCES = ("propagation", "probe")
 KEPT = "frozen.npz"
 CLEARLY = 0.1  # accuracy on a few dozen rows: a smaller gap between probe and propagation is chance
 
@@ -40,9 +39,6 @@ class Frozen:
         source: ``"propagation"``, or ``"probe"`` where labeled rows held out in turn say that it is better.
         held_out: Accuracy of both on those rows; empty where a class has one labeled row only.
         test_MD: Features of the first test rows, made before any weight is trained.
-        held_out_KLC: What propagation and probe say of labeled rows that they did not see; no rows where a
-            class has one labeled row only.
-        pool_KNC: What both say of the pool.
     """
 
     features_ND: np.ndarray
@@ -52,8 +48,6 @@ class Frozen:
     source: str
     held_out: dict[str, float]
     test_MD: np.ndarray
-    held_out_KLC: np.ndarray = field(default_factory=lambda: np.zeros((len(SOURCES), 0, 0)))
-    pool_KNC: np.ndarray = field(default_factory=lambda: np.zeros((len(SOURCES), 0, 0)))
 
     def baselines(self) -> dict[str, np.ndarray]:
         """Probabilities on the first test rows: the probe's, and those of one fitted to the pool's labels."""
@@ -66,12 +60,6 @@ class Frozen:
                 propagation.probe_on_soft(self.features_ND, soft_NC, self.test_MD)
             ),
         }
-
-    def opinions(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Probabilities by propagation and by the probe: of labeled rows held out, of the pool's rows."""
-        if not self.held_out:
-            return {}
-        return dict(zip(SOURCES, zip(self.held_out_KLC, self.pool_KNC, strict=True), strict=True))
 
 
 def first_test_rows(parts: Parts) -> Any:
@@ -139,22 +127,16 @@ def _look(parts: Parts) -> Frozen:
     graph = propagation.neighbor_graph(features_ND)
     found = propagation.propagate(None, labels_N, classes, graph=graph)
     held_out: dict[str, float] = {}
-    held_out_KLC = np.zeros((len(SOURCES), 0, classes))
     if np.bincount(labels, minlength=classes).min() > 1:
-        said = propagation.held_out_probabilities(features_ND, labels_N, classes, graph=graph)
-        held_out_KLC = np.stack([said[name] for name in SOURCES])
-        held_out = {name: float((said[name].argmax(1) == labels).mean()) for name in SOURCES}
-    probe_NC = propagation.probe(labeled_ND, labels, classes, pool_ND)
-    pool_KNC = np.stack([found.probabilities_NC[len(labeled_ND) :], probe_NC])
-    source, target_NC, prior_C = "propagation", pool_KNC[0], found.prior_C
+        held_out = propagation.held_out_accuracy(features_ND, labels_N, classes, graph=graph)
+    source, target_NC, prior_C = "propagation", found.probabilities_NC[len(labeled_ND) :], found.prior_C
     if held_out and held_out["probe"] > held_out["propagation"] + CLEARLY:
-        source, target_NC = "probe", probe_NC
+        source = "probe"
+        target_NC = propagation.probe(labeled_ND, labels, classes, pool_ND)
         prior_C = propagation.estimate_prior(target_NC, np.bincount(labels, minlength=classes))
     _tell(source, held_out, prior_C)
     test_MD = _encode(parts, first_test_rows(parts), "test features")
-    return Frozen(
-        features_ND, labels_N, target_NC, prior_C, source, held_out, test_MD, held_out_KLC, pool_KNC
-    )
+    return Frozen(features_ND, labels_N, target_NC, prior_C, source, held_out, test_MD)
 
 
 def _check_every_class(labels: np.ndarray, parts: Parts) -> None:

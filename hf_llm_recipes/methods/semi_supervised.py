@@ -68,7 +68,7 @@ class SemiSupervised(Method):
         warm_start: Where the first guesses come from: ``propagation`` (label propagation, or a probe where
             it is better, on frozen features of labeled rows and pool), ``fine_tuned`` (three supervised
             models, each on two thirds of the labeled rows), ``none``, or ``auto``: for single-label tasks
-            all three mixed, by how likely each makes labeled rows that it did not see; else none.
+            whichever is right more often on labeled rows held out, else none.
         warm_start_fraction: Share of the steps that learn from them, in [0, 1].
         prior: Class shares of the pool: ``estimated``, ``uniform``, ``labeled`` (those of the labeled
             rows), or one share a class.
@@ -206,8 +206,6 @@ class SemiSupervised(Method):
             if self.fine_tuned_held_out is not None:
                 held_out["fine_tuned"] = self.fine_tuned_held_out
             said["first_labels"] = {"used": self.first.source, "held_out": held_out}
-            if self.first.powers:
-                said["first_labels"]["powers"] = self.first.powers
         return {
             **said,
             "exported": trainer.export,
@@ -300,18 +298,19 @@ class SemiSupervised(Method):
         if steps <= 0:
             steps = math.ceil(arguments.num_train_epochs * an_epoch)
         first = math.ceil(self.warm_start_fraction * steps) * accumulated * arguments.world_size
-        found = _first_labels.mixture(
+        to_beat = -1.0 if self.warm_start == "fine_tuned" else self.frozen.held_out[self.frozen.source]
+        found = _first_labels.fine_tuned(
             parts,
             steps=steps,
+            to_beat=to_beat,
             rows=_first_labels.visited(batches, first, len(parts.unlabeled)),
-            opinions=self.frozen.opinions() if self.warm_start == "auto" else {},
         )
-        powers = ", ".join(f"{name} {power:.2f}" for name, power in found.labels.powers.items())
+        source = self.frozen.source if found.labels is None else "fine-tuned models"
         log.info(
             f"first labels: fine-tuned models are right in {100 * found.held_out:.0f} % of the labeled rows "
-            f"they did not see; powers: {powers}"
+            f"they did not see; used: {source}"
         )
-        return found.labels, found.held_out
+        return found.labels or frozen, found.held_out
 
     def _schedule(self) -> Schedule:
         warmup = self.warmup_fraction

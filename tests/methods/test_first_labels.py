@@ -1,4 +1,4 @@
-"""First labels of the pool: what frozen features and fine-tuned models say, mixed."""
+"""First labels of the pool by fine-tuned models, where labeled rows held out say that they are better."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from hf_llm_recipes.callbacks.graceful_stop import GracefulStop
 from hf_llm_recipes.errors import DataError, InterruptedRunError
 from hf_llm_recipes.methods import _first_labels
 from hf_llm_recipes.methods._cross_fit import folds
-from hf_llm_recipes.methods._first_labels import KEPT, mixture, pooled, stacked_powers, visited
+from hf_llm_recipes.methods._first_labels import KEPT, fine_tuned, visited
 from hf_llm_recipes.methods._streams import TwoStreamBatches
 from hf_llm_recipes.methods.semi_supervised import SemiSupervised
 from hf_llm_recipes.methods.supervised import Supervised
@@ -54,37 +54,6 @@ def test_the_rows_of_the_first_batches():
     assert visited(batches, 1000, 10).tolist() == list(range(10))
 
 
-def test_opinions_are_multiplied():
-    said = {"a": np.array([[0.8, 0.2]]), "b": np.array([[0.4, 0.6]])}
-    # .8 x .4 : .2 x .6 = .32 : .12;  .8² : .2² = .64 : .04;  nobody is quite sure: 1e-4 for a 0
-    assert pooled(said, {"a": 1, "b": 1}) == pytest.approx(np.array([[32 / 44, 12 / 44]]))
-    assert pooled(said, {"a": 2, "b": 0}) == pytest.approx(np.array([[64 / 68, 4 / 68]]))
-    sure = pooled({"a": np.array([[1.0, 0.0]])}, {"a": 1})
-    assert sure == pytest.approx(np.array([[1, 1e-4]]) / 1.0001)
-
-
-def test_powers_make_held_out_labels_likeliest():
-    """Against a grid of powers and the formula written anew."""
-    random = np.random.default_rng(0)
-    labels = random.integers(0, 3, 40)
-    held_out = {}
-    for name, knows in (("good", 1.5), ("poor", 0.4), ("blind", 0.0)):
-        scores = random.normal(size=(40, 3)) + knows * 2 * np.eye(3)[labels]
-        held_out[name] = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
-    found = stacked_powers(held_out, labels)
-
-    def loss(good, poor, blind):
-        product = held_out["good"] ** good * held_out["poor"] ** poor * held_out["blind"] ** blind
-        likely = (product / product.sum(1, keepdims=True))[np.arange(40), labels]
-        return -np.log(likely).sum() + 5 * sum((power - 1 / 3) ** 2 for power in (good, poor, blind))
-
-    grid = np.arange(0, 1.5, 0.05)
-    best = min((loss(a, b, c), a, b, c) for a in grid for b in grid for c in grid)
-    assert loss(*found.values()) <= best[0] + 1e-9
-    assert list(found.values()) == pytest.approx(best[1:], abs=0.05)
-    assert found["good"] > found["poor"] > found["blind"]
-
-
 def test_held_out_rows_are_judged_by_a_model_that_did_not_see_them(tiny_bert, tmp_path, trained, monkeypatch):
     parts = parts_of(tiny_bert, tmp_path)
     judged = []
@@ -92,13 +61,12 @@ def test_held_out_rows_are_judged_by_a_model_that_did_not_see_them(tiny_bert, tm
     def probabilities(parts, rows, chosen, label):
         if rows is parts.train:
             judged.append(chosen.tolist())
-            return np.eye(3)[np.asarray(parts.train["labels"][:])[chosen]]  # all right
-        return np.full((len(chosen), 3), 1 / 3)
+        return np.eye(3)[np.asarray(parts.train["labels"][:])[chosen]]  # all right
 
     monkeypatch.setattr(_first_labels, "_probabilities", probabilities)
-    found = mixture(parts, steps=4, rows=np.arange(5), opinions={})
+    found = fine_tuned(parts, steps=4, to_beat=1.0, rows=np.arange(5))
     assert found.held_out == 1.0
-    assert (found.labels.source, found.labels.powers) == ("fine_tuned", {"fine_tuned": 1.0})
+    assert found.labels is None  # as good as the others is not better
     assert [sorted(rows + held) for (rows, _), held in zip(trained, judged, strict=True)] == [
         list(range(12))
     ] * 3
@@ -106,7 +74,7 @@ def test_held_out_rows_are_judged_by_a_model_that_did_not_see_them(tiny_bert, tm
     assert judged == [np.flatnonzero(fold_N == number).tolist() for number in range(3)]
 
 
-def test_fine_tuned_labels_are_the_mean_of_three_models(tiny_bert, tmp_path, trained, monkeypatch):
+def test_the_labels_are_the_mean_of_three_models(tiny_bert, tmp_path, trained, monkeypatch):
     parts = parts_of(tiny_bert, tmp_path)
     given = iter([[0.6, 0.3, 0.1], [0.3, 0.3, 0.4], [0.9, 0.0, 0.1]])
 
@@ -114,41 +82,11 @@ def test_fine_tuned_labels_are_the_mean_of_three_models(tiny_bert, tmp_path, tra
         return np.tile(next(given) if rows is parts.unlabeled else [0.0, 0.5, 0.5], (len(chosen), 1))
 
     monkeypatch.setattr(_first_labels, "_probabilities", probabilities)
-    labels = mixture(parts, steps=4, rows=np.asarray([1, 7]), opinions={}).labels
+    labels = fine_tuned(parts, steps=4, to_beat=0.0, rows=np.asarray([1, 7])).labels
     assert labels.target_NC[[1, 7]] == pytest.approx(np.tile([0.6, 0.2, 0.2], (2, 1)))
     assert labels.weight_N.tolist() == [float(row in (1, 7)) for row in range(40)]
     # Both rows are of class 0; 4 labeled rows of each class: .2 of thirds, .8 of that
     assert labels.prior_C == pytest.approx([0.8 + 0.2 / 3, 0.2 / 3, 0.2 / 3])
-
-
-@pytest.mark.parametrize("right", [True, False])
-def test_fine_tuned_models_are_asked_where_their_power_is_worth_it(
-    tiny_bert, tmp_path, trained, monkeypatch, right
-):
-    parts = parts_of(tiny_bert, tmp_path)
-    truth = np.eye(3)[np.asarray(parts.train["labels"][:])]
-    good, bad = 0.7 * truth + 0.1, 0.49 * (1 - truth) + 0.02 * truth
-    asked = []
-
-    def probabilities(parts, rows, chosen, label):
-        if rows is parts.unlabeled:
-            asked.append(label)
-            return np.tile([0.1, 0.8, 0.1], (len(chosen), 1))
-        return (good if right else bad)[chosen]
-
-    monkeypatch.setattr(_first_labels, "_probabilities", probabilities)
-    other = (bad if right else good, np.tile([0.6, 0.2, 0.2], (40, 1)))
-    labels = mixture(parts, steps=4, rows=np.arange(4), opinions={"other": other}).labels
-    if right:
-        assert len(asked) == 3
-        assert labels.powers["fine_tuned"] > 0.5 > 0.05 > labels.powers["other"]
-        assert (labels.target_NC[:4].argmax(1) == 1).all()
-    else:
-        assert asked == []
-        assert list(labels.powers) == ["other"]
-        power = labels.powers["other"]
-        expected = np.array([0.6, 0.2, 0.2]) ** power / (0.6**power + 2 * 0.2**power)
-        assert labels.target_NC[:4] == pytest.approx(np.tile(expected, (4, 1)))
 
 
 @pytest.mark.parametrize("steps,expected", [(10, 5), (1, 1), (1000, 40)])  # 8 rows of 8 a step, 40 times
@@ -165,7 +103,7 @@ def test_half_the_steps_and_few_passes(tiny_bert, tmp_path, monkeypatch, steps, 
             pass
 
     monkeypatch.setattr(_first_labels, "Supervised", Trained)
-    mixture(parts, steps=steps, rows=np.arange(3), opinions={})
+    fine_tuned(parts, steps=steps, to_beat=2.0, rows=np.arange(3))
     assert seen == [(expected, 8, None)] * 3
     assert parts.arguments.max_steps == 4
 
@@ -209,25 +147,27 @@ def test_three_models_learn_what_one_learns(tiny_bert, tmp_path):
     rows = sentences(60, seed=9)
     made = dict(parts.processing_class([row["text"] for row in rows]))
     parts.train = Dataset.from_dict({**made, "labels": [classes[row["label"]] for row in rows]})
-    found = mixture(parts, steps=400, rows=np.arange(40), opinions={})
+    found = fine_tuned(parts, steps=400, to_beat=-1.0, rows=np.arange(40))
     truth = [classes[row["label"]] for row in sentences(40, seed=1)]
     assert (found.labels.target_NC.argmax(1) == truth).mean() > 0.7
     assert found.held_out > 0.6  # a guess: a third
 
 
-@pytest.mark.parametrize("alone", [True, False])
-def test_a_run_that_is_taken_up_again_reads_them(tiny_bert, tmp_path, monkeypatch, alone):
-    parts = parts_of(tiny_bert, tmp_path, save_strategy="steps")
-    opinions = {} if alone else {"other": (np.full((12, 3), 1 / 3), np.full((40, 3), 1 / 3))}
-    first = mixture(parts, steps=4, rows=np.arange(9), opinions=opinions)
-    assert (tmp_path / "checkpoints" / KEPT).is_file()
-    monkeypatch.setattr(_first_labels, "_train", lambda *_: pytest.fail("trained again"))
-    again = mixture(parts, steps=4, rows=np.arange(9), opinions=opinions)
-    assert again.held_out == first.held_out
-    assert (again.labels.source, again.labels.powers) == (first.labels.source, first.labels.powers)
-    assert again.labels.source == ("fine_tuned" if alone else "mixture")
-    for name in ("target_NC", "weight_N", "prior_C"):
-        assert np.array_equal(getattr(again.labels, name), getattr(first.labels, name))
+def test_a_run_that_is_taken_up_again_reads_them(tiny_bert, tmp_path, monkeypatch):
+    for to_beat in (-1.0, 2.0):
+        out = tmp_path / str(to_beat)
+        parts = parts_of(tiny_bert, out, save_strategy="steps")
+        first = fine_tuned(parts, steps=4, to_beat=to_beat, rows=np.arange(9))
+        assert (out / "checkpoints" / KEPT).is_file()
+        with monkeypatch.context() as context:
+            context.setattr(_first_labels, "_train", lambda *_: pytest.fail("trained again"))
+            again = fine_tuned(parts, steps=4, to_beat=to_beat, rows=np.arange(9))
+        assert again.held_out == first.held_out
+        if first.labels is None:
+            assert again.labels is None
+        else:
+            assert np.array_equal(again.labels.target_NC, first.labels.target_NC)
+            assert np.array_equal(again.labels.prior_C, first.labels.prior_C)
 
 
 def test_a_stop_ends_it(tiny_bert, tmp_path, monkeypatch):
@@ -249,20 +189,9 @@ def test_a_stop_ends_it(tiny_bert, tmp_path, monkeypatch):
 
     monkeypatch.setattr(_first_labels, "Supervised", Stopped)
     with pytest.raises(InterruptedRunError, match="first labels of the pool were made"):
-        mixture(parts, steps=4, rows=np.arange(3), opinions={})
+        fine_tuned(parts, steps=4, to_beat=0.0, rows=np.arange(3))
     assert same(before, values(parts.model))
     assert not (tmp_path / "checkpoints" / KEPT).exists()
-
-
-def test_by_default_three_opinions_are_mixed(tiny_bert, tmp_path):
-    parts = parts_of(tiny_bert, tmp_path)
-    method = SemiSupervised(unlabeled_ratio=2)
-    trainer = method.build(parts)
-    report = method.report(trainer)["first_labels"]
-    assert report["used"] == "mixture"
-    assert set(report["powers"]) <= {"propagation", "probe", "fine_tuned"}
-    assert set(report["held_out"]) == {"propagation", "probe", "fine_tuned"}
-    assert trainer.warm_start.weight_N.sum() == 32
 
 
 def test_without_two_rows_of_a_class_none_can_be_held_out(tiny_bert, tmp_path):
