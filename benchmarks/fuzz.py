@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import importlib
 import json
 import os
 import signal
@@ -34,7 +35,7 @@ import yaml
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from hf_llm_recipes.errors import MissingExtraError, UserError
+from hf_llm_recipes.errors import DataError, MissingExtraError, UserError
 from hf_llm_recipes.recipe import Recipe, _signature, fits
 from hf_llm_recipes.shipped import all_recipes, find_recipe
 
@@ -130,6 +131,7 @@ class RecipeCases:
     """Draws recipes with mistakes in them from the shipped ones."""
 
     def __init__(self) -> None:
+        importlib.import_module("hf_llm_recipes.run")  # some seconds, which are no case's
         self.texts = [one.path.read_text(encoding="utf-8") for one in all_recipes()]
         self.values = [Recipe.from_text(text).values for text in self.texts]
         self.known = _known()
@@ -525,6 +527,375 @@ def judge_section(case: dict[str, Any], folder: Path) -> str:
     return "rows"
 
 
+# -- packing, masking, corrupting ---------------------------------------------------------------------
+
+FRAME, BEHIND, END, SENTINELS = 1001, 1002, 1003, list(range(2000, 2200))
+
+
+def document_cases() -> st.SearchStrategy:
+    """Documents of any length, 0 and 1 among them, and how they are packed."""
+    tokens = st.integers(0, 999)
+    document = st.one_of(st.lists(tokens, max_size=3), st.lists(tokens, max_size=40))
+    return st.fixed_dictionaries(
+        {
+            "documents": st.lists(document, max_size=8),
+            "block_size": st.one_of(st.integers(-1, 6), st.integers(1, 64)),
+            "end": st.sampled_from([None, END]),
+            "tail": st.sampled_from(["drop", "keep"]),
+            "framed": st.booleans(),
+            "labels": st.booleans(),
+            "shifted": st.booleans(),
+            "multiple": st.sampled_from([1, 2, 8]),
+        }
+    )
+
+
+def judge_packing(case: dict[str, Any], folder: Path) -> str:
+    """Blocks hold every token once, in order; batches made of them give the same tokens and labels back."""
+    from hf_llm_recipes.data.blocks import best_fit, concat
+
+    documents, size, end = case["documents"], case["block_size"], case["end"]
+    whole = [[*one, *([] if end is None or not one else [end])] for one in documents]
+    frame = ([FRAME], [BEHIND]) if case["framed"] else ((), ())
+    try:
+        blocks = best_fit(documents, size, end_token=end, frame=frame)
+    except DataError:
+        assert size - 2 * case["framed"] < 1 or not any(documents), "refused what can be packed"
+    else:
+        _check_best_fit(blocks, whole, size, case["framed"])
+        _check_batches(blocks, case)
+    try:
+        blocks = concat(documents, size, end_token=end, tail=case["tail"])
+    except DataError:
+        short = sum(map(len, whole)) < (size if case["tail"] == "drop" else 1)
+        assert size < 1 or short, "refused what can be packed"
+        return "refused"
+    _check_concat(blocks, whole, size, case["tail"])
+    _check_batches(blocks, case)
+    return "packed"
+
+
+def _check_best_fit(blocks: Any, whole: list[list[int]], size: int, framed: bool) -> None:
+    pieces: dict[int, list[int]] = {}
+    for block in blocks:
+        ids, at = block["input_ids"].tolist(), 0
+        assert 0 < len(ids) <= size
+        assert len(ids) == block["seq_lengths"].sum()
+        for length, number in zip(block["seq_lengths"].tolist(), block["documents"].tolist(), strict=True):
+            piece = ids[at : at + length]
+            at += length
+            if framed:
+                assert (piece[0], piece[-1]) == (FRAME, BEHIND)
+                piece = piece[1:-1]
+            assert piece
+            pieces.setdefault(number, []).append(piece)
+    for number, one in enumerate(whole):
+        found = pieces.get(number, [])
+        room = max(map(len, found), default=1)
+        cut = [one[i : i + room] for i in range(0, len(one), room)]
+        assert sorted(found) == sorted(cut)
+    _check_report(blocks)
+
+
+def _check_concat(blocks: Any, whole: list[list[int]], size: int, tail: str) -> None:
+    stream = [token for one in whole for token in one]
+    kept = len(stream) if tail == "keep" else len(stream) - len(stream) % size
+    assert blocks.tokens.tolist() == stream[:kept]
+    lengths = [len(block["input_ids"]) for block in blocks]
+    assert all(length == size for length in lengths[:-1])
+    assert 0 < lengths[-1] <= size
+    owners = [number for number, one in enumerate(whole) for _ in one][:kept]
+    import numpy as np
+
+    assert np.repeat(blocks.documents, blocks.lengths).tolist() == owners
+    _check_report(blocks)
+
+
+def _check_report(blocks: Any) -> None:
+    found = blocks.report
+    assert found["tokens"] + found["added_tokens"] == found["tokens_in_blocks"] + found["dropped_tokens"]
+    assert found["tokens_in_blocks"] == sum(len(block["input_ids"]) for block in blocks)
+    assert 0 < found["fill"] <= 1
+
+
+def _check_batches(blocks: Any, case: dict[str, Any]) -> None:
+    """Packed and padded batches, taken apart again, are the pieces that went in."""
+    import torch
+
+    from hf_llm_recipes.models.packed import sequence_lengths
+    from hf_llm_recipes.objectives._documents import pieces_of
+    from hf_llm_recipes.tasks._packing import PackedCollator, PaddedCollator
+
+    pieces = pieces_of([{k: v.tolist() for k, v in block.items()} for block in blocks])
+    if case["labels"]:
+        pieces = [{**one, "labels": [t if t % 3 else -100 for t in one["input_ids"]]} for one in pieces]
+    packed = PackedCollator(shifted_labels=case["shifted"])(pieces)
+    padded = PaddedCollator(
+        pad_token_id=0, shifted_labels=case["shifted"], pad_to_multiple_of=case["multiple"]
+    )(pieces)
+    lengths = [len(one["input_ids"]) for one in pieces]
+    assert sequence_lengths(1, sum(lengths), packed["position_ids"]) == lengths
+    mask = padded["attention_mask"].bool()
+    assert mask.shape[1] % case["multiple"] == 0
+    assert mask.sum(1).tolist() == lengths
+    assert torch.equal(padded["input_ids"][mask], packed["input_ids"][0])
+    assert [part.tolist() for part in packed["input_ids"][0].split(lengths)] == [
+        one["input_ids"] for one in pieces
+    ]
+    if case["labels"]:
+        first = [-100] if case["shifted"] else []
+        wanted = [[*first, *one["labels"][len(first) :]] for one in pieces]
+        assert [part.tolist() for part in packed["labels"][0].split(lengths)] == wanted
+        assert torch.equal(padded["labels"][mask], packed["labels"][0])
+        assert (padded["labels"][~mask] == -100).all()
+
+
+def corruption_cases() -> st.SearchStrategy:
+    """Rows of tokens, and how much of them is hidden."""
+    return st.fixed_dictionaries(
+        {
+            "ids": st.lists(st.integers(0, 999), min_size=2, max_size=150),
+            "density": st.floats(0.001, 0.5),
+            "mean_length": st.floats(1, 20),
+            "seed": st.integers(0, 2**31),
+        }
+    )
+
+
+def judge_corruption(case: dict[str, Any], folder: Path) -> str:
+    """The target's spans in the places of the source's sentinels give the row back."""
+    from hf_llm_recipes.objectives.span_corruption import Corrupter, fill_spans, noise_counts
+    from hf_llm_recipes.tasks._masking import generator_of
+
+    ids, make = case["ids"], Corrupter(SENTINELS, END, case["density"], case["mean_length"])
+    source, target = make(ids, generator_of(case["seed"], 0))
+    assert make(ids, generator_of(case["seed"], 0)) == (source, target)
+    tokens, spans = noise_counts(len(ids), case["density"], case["mean_length"])
+    assert fill_spans(source[:-1], target, SENTINELS, END) == ids
+    assert source[-1] == target[-1] == END
+    assert len(source) == len(ids) - tokens + spans + 1
+    assert len(target) == tokens + spans + 1
+    assert [token for token in source if token in SENTINELS] == SENTINELS[:spans]
+    assert [token for token in target if token in SENTINELS] == SENTINELS[:spans]
+    return "given back"
+
+
+class Words:
+    """A tokenizer of 50 tokens, of which 0 to 4 are special and odd ones go on with a word."""
+
+    mask_token_id, all_special_ids = 4, (0, 1, 2, 3, 4)
+
+    def __len__(self) -> int:
+        return 50
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        """Names: ``##7`` goes on with a word."""
+        return [f"##{i}" if i > 4 and i % 2 else str(i) for i in ids]
+
+
+def masking_cases() -> st.SearchStrategy:
+    """Rows of tokens, special ones among them, and how they are hidden."""
+    return st.fixed_dictionaries(
+        {
+            "rows": st.lists(st.lists(st.integers(0, 49), min_size=1, max_size=60), min_size=1, max_size=4),
+            "mask_prob": st.floats(0.001, 0.999),
+            "whole_words": st.booleans(),
+            "seed": st.integers(0, 2**31),
+        }
+    )
+
+
+def judge_masking(case: dict[str, Any], folder: Path) -> str:
+    """Only tokens that may be hidden are, all others stay, and labels are what stood there."""
+    import torch
+
+    from hf_llm_recipes.tasks._masking import TokenMasker, generator_of
+
+    masker = TokenMasker(Words(), case["mask_prob"], case["whole_words"])
+    for number, row in enumerate(case["rows"]):
+        ids_T = torch.tensor(row)
+        hidden_T, labels_T = masker(ids_T, generator_of(case["seed"], number))
+        again = masker(ids_T, generator_of(case["seed"], number))
+        assert torch.equal(hidden_T, again[0])
+        assert torch.equal(labels_T, again[1])
+        chosen_T = labels_T != -100
+        assert not (chosen_T & (ids_T < 5)).any()
+        assert torch.equal(hidden_T[~chosen_T], ids_T[~chosen_T])
+        assert torch.equal(labels_T[chosen_T], ids_T[chosen_T])
+        assert hidden_T.min() >= 0
+        assert hidden_T.max() < 50
+        if case["whole_words"]:
+            for at in range(1, len(row)):  # a piece goes with the token it belongs to
+                if row[at] > 4 and row[at] % 2 and row[at - 1] > 4:
+                    assert chosen_T[at] == chosen_T[at - 1]
+    return "hidden"
+
+
+# -- algorithms --------------------------------------------------------------------------------------
+
+EXTREMES = [0.0, 1.0, -1.0, 30.0, -30.0, 1e4, -1e4, 88.8, -104.0, 1e-30]
+
+
+def algorithm_cases() -> st.SearchStrategy:
+    """An algorithm, and steps of logits: drawn, equal, extreme, of one class, none at all."""
+    from hf_llm_recipes.registry import ALGORITHMS
+
+    step = st.fixed_dictionaries(
+        {
+            "unlabeled": st.integers(0, 6),
+            "labeled": st.integers(0, 4),
+            "kind": st.sampled_from(["drawn", "drawn", "extreme", "equal", "one class", "sure"]),
+            "seed": st.integers(0, 2**31),
+            "progress": st.sampled_from([0.0, 0.3, 1.0]),
+        }
+    )
+    return st.fixed_dictionaries(
+        {
+            "name": st.sampled_from(ALGORITHMS.names()),
+            "classes": st.integers(2, 5),
+            "steps": st.lists(step, min_size=1, max_size=5),
+            "prior": st.sampled_from(["uniform", "one", "drawn"]),
+            "stop": st.integers(0, 4),
+        }
+    )
+
+
+def judge_algorithm(case: dict[str, Any], folder: Path) -> str:
+    """Losses are finite and not negative, targets are probabilities, a state that was kept goes on alike."""
+    import io
+
+    import torch
+
+    algorithm = _started(case)
+    twin = None
+    for number, step in enumerate(case["steps"]):
+        if number == case["stop"]:
+            file = io.BytesIO()
+            torch.save(algorithm.state_dict(), file)
+            file.seek(0)
+            twin = _started(case)
+            twin.load_state_dict(torch.load(file, weights_only=True))
+        given, strong = _given_step(case, step)
+        found = _loss_of(algorithm, given, strong)
+        if twin is not None:
+            assert found == _loss_of(twin, given, strong), "another loss after a resume"
+    return "finite"
+
+
+def _started(case: dict[str, Any]) -> Any:
+    import torch
+
+    from hf_llm_recipes.registry import ALGORITHMS
+
+    torch.manual_seed(0)
+    algorithm = ALGORITHMS.get(case["name"])()
+    algorithm.start(case["classes"], 12)
+    return algorithm
+
+
+def _given_step(case: dict[str, Any], step: dict[str, Any]) -> tuple[Any, Any]:
+    import torch
+
+    from hf_llm_recipes.algorithms.base import Given
+
+    random = torch.Generator().manual_seed(step["seed"])
+    classes, rows = case["classes"], step["unlabeled"]
+    prior_C = torch.full((classes,), 1 / classes)
+    if case["prior"] != "uniform":
+        prior_C = (
+            torch.eye(classes)[0]
+            if case["prior"] == "one"
+            else torch.softmax(torch.randn(classes, generator=random), -1)
+        )
+    given = Given(
+        weak_UC=_logits(step["kind"], rows, classes, random),
+        labeled_BC=_logits(step["kind"], step["labeled"], classes, random),
+        labels_B=torch.randint(classes, (step["labeled"],), generator=random),
+        rows_U=torch.randperm(12, generator=random)[:rows],
+        prior_C=prior_C,
+        progress=step["progress"],
+        peer_UC=_logits(step["kind"], rows, classes, random),
+    )
+    return given, _logits(step["kind"], rows, classes, random)
+
+
+def _logits(kind: str, rows: int, classes: int, random: Any) -> Any:
+    import torch
+
+    made = 3 * torch.randn(rows, classes, generator=random)
+    if kind == "extreme":
+        made = torch.tensor(EXTREMES)[torch.randint(len(EXTREMES), (rows, classes), generator=random)]
+    elif kind == "equal":
+        made = torch.zeros(rows, classes)
+    elif kind == "one class":
+        made = torch.zeros(rows, classes)
+        made[:, 0] = 1e4
+    elif kind == "sure":
+        made = 20 * torch.eye(classes)[torch.randint(classes, (rows,), generator=random)]
+    return made
+
+
+def _loss_of(algorithm: Any, given: Any, strong: Any) -> list[float]:
+    import math
+
+    import torch
+
+    guess = algorithm.guess(given)
+    assert guess.target_UC.shape == given.weak_UC.shape
+    assert guess.weight_U.shape == given.rows_U.shape
+    assert torch.isfinite(guess.target_UC).all()
+    assert torch.isfinite(guess.weight_U).all()
+    assert (guess.weight_U >= 0).all()
+    assert (guess.target_UC >= 0).all()
+    if len(guess.target_UC):
+        assert (guess.target_UC.sum(-1) - 1).abs().max() < 1e-4
+        known = len(given.labels_B) > 0  # AdaMatch's threshold is a share of the labeled items' confidence
+        assert all(math.isfinite(v) for k, v in guess.stats.items() if known or k != "threshold"), guess.stats
+    algorithm.keep_labeled(given.labeled_BC, given.labels_B, given.progress)
+    if algorithm.through_model:
+        loss = algorithm.loss_through(_Linear(given, strong.shape[-1]), given, guess) if len(strong) else None
+    else:
+        kept_K = (guess.weight_U > 0).nonzero().squeeze(-1)
+        strong = strong[kept_K].requires_grad_(True)
+        loss = algorithm.loss(strong, guess.keep(kept_K), len(given.rows_U))
+        loss.backward()
+        assert torch.isfinite(strong.grad).all()
+    if loss is None:
+        return []
+    assert torch.isfinite(loss), loss
+    fair = getattr(algorithm, "fairness_weight", 0) * math.log(strong.shape[-1])  # that term is negative
+    assert loss >= -1e-4 - fair, loss
+    return [loss.item(), *guess.weight_U.tolist()]
+
+
+class _Linear:
+    """A model of one matrix on the mean embedding of a row."""
+
+    def __init__(self, given: Any, classes: int) -> None:
+        import torch
+
+        random = torch.Generator().manual_seed(7)
+        rows = len(given.rows_U) + len(given.labels_B)
+        self.tokens = torch.randn(rows, 3, 5, generator=random)
+        self.weight = torch.randn(classes, 5, generator=random).requires_grad_(True)
+
+    def embeddings(self, rows_K: Any) -> Any:
+        """Of some rows."""
+        return self.tokens[rows_K]
+
+    def token_mask(self, rows_K: Any) -> Any:
+        """All tokens count."""
+        return self.tokens.new_ones(len(rows_K), 3)
+
+    def logits(self, rows_K: Any, embeddings_KTD: Any) -> Any:
+        """Of given embeddings."""
+        return embeddings_KTD.mean(1) @ self.weight.T
+
+    def mixed(self, rows_K: Any, others_K: Any, share: float, layer: int | None) -> Any:
+        """Of mixtures."""
+        return self.logits(rows_K, share * self.tokens[rows_K] + (1 - share) * self.tokens[others_K])
+
+
 # -- running ---------------------------------------------------------------------------------------
 
 
@@ -574,6 +945,10 @@ KINDS: dict[str, tuple[Callable[[], st.SearchStrategy], Callable]] = {
     "names": (recipe_names, judge_name),
     "files": (data_files, judge_file),
     "sections": (data_sections, judge_section),
+    "packing": (document_cases, judge_packing),
+    "corruption": (corruption_cases, judge_corruption),
+    "masking": (masking_cases, judge_masking),
+    "algorithms": (algorithm_cases, judge_algorithm),
 }
 
 

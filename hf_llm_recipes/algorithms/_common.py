@@ -126,7 +126,10 @@ class RunningMean:
         self.value, self.momentum, self.steps = initial, momentum, 0
 
     def update(self, new: Tensor) -> Tensor:
-        """Takes a step's value in; returns the average."""
+        """Takes a step's value in and returns the average; the mean of no items (NaN) is passed over."""
+        if torch.isnan(new).any():
+            self.value = self.value.to(new.device)
+            return self.value
         self.steps += 1
         decay = min(self.momentum, 1 - 1 / self.steps)
         self.value = self.value.to(new.device).lerp(new.float(), 1 - decay)

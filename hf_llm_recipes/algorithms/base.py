@@ -116,9 +116,10 @@ class Algorithm(ABC):
         Args:
             strong_KC: The student's logits on the kept items, with gradients.
             guess: Of the kept items.
-            num_items: U, kept or not.
+            num_items: U, kept or not; without any the loss is zero.
         """
-        return (guess.weight_U * self.item_losses(strong_KC.float(), guess.target_UC)).sum() / num_items
+        losses_K = self.item_losses(strong_KC.float(), guess.target_UC)
+        return (guess.weight_U * losses_K).sum() / max(num_items, 1)
 
     def item_losses(self, strong_KC: Tensor, target_KC: Tensor) -> Tensor:
         """Returns the loss of each item, shape (K,); cross-entropy unless overridden."""

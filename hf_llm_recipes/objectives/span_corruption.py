@@ -256,9 +256,12 @@ class CorruptingCollator:
 
 
 def noise_counts(length: int, density: float, mean_length: float) -> tuple[int, int]:
-    """Returns how many tokens of a row are hidden, and in how many spans."""
+    """Returns how many tokens of a row are hidden, and in how many spans, which as many kept tokens part.
+
+    The reference has no such bound: of 3 tokens, half of them hidden one by one, it would part 2 by 1.
+    """
     tokens = min(max(round(length * density), 1), length - 1)
-    return tokens, max(round(tokens / mean_length), 1)
+    return tokens, min(max(round(tokens / mean_length), 1), length - tokens)
 
 
 def noise_mask(length: int, density: float, mean_length: float, generator: torch.Generator) -> Tensor:
