@@ -61,6 +61,7 @@ class Estimate:
         steps: Optimizer steps; None where the data does not say.
         seconds_per_step: None where it is not known.
         seconds: Of the training, its evaluations included; None where it is not known.
+        cpu_seconds: The same as CPU time of all cores, which other processes do not lengthen.
         capacity: Bytes that the device has for it; None where that is not known.
         probed: Whether real steps were taken.
         notes: Sentences about what the figures leave out.
@@ -72,6 +73,7 @@ class Estimate:
     steps: int | None = None
     seconds_per_step: float | None = None
     seconds: float | None = None
+    cpu_seconds: float | None = None
     capacity: int | None = None
     probed: bool = False
     notes: list[str] = field(default_factory=list)
@@ -91,8 +93,8 @@ class Estimate:
         said = f"about {self.peak / GIB:.2f} GiB of memory at the peak"
         if self.seconds is None:
             return said
-        time = f"{self.seconds / 60:.1f} minutes" if self.seconds >= 60 else f"{self.seconds:.0f} seconds"
-        each = f"{self.steps:,} steps of {self.seconds_per_step:.2f} seconds"
+        time = f"{self.seconds / 60:.1f} minutes" if self.seconds >= 60 else f"{self.seconds:.1f} seconds"
+        each = f"{self.steps:,} steps of {self.seconds_per_step:.3g} seconds"
         return f"about {time} of training ({each}), {said}"
 
     def rows(self) -> list[tuple[str, int, str]]:
@@ -113,6 +115,7 @@ class Estimate:
             "steps": self.steps,
             "seconds_per_step": self.seconds_per_step,
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
             "probed": self.probed,
             **listed,
             "notes": self.notes,
@@ -149,6 +152,7 @@ def estimate_run(runner: Any, device: str | None = None, *, probe: bool = True, 
     estimate.capacity = probing.capacity_here()
     if device is None or device == here:
         estimate.seconds_per_step, estimate.seconds = found.seconds_per_step, found.seconds
+        estimate.cpu_seconds = found.cpu_seconds
         return estimate
     return _elsewhere(estimate, runner, device)
 
@@ -183,17 +187,20 @@ def _parts_here(runner: Any, found: Any) -> list[Part]:
         Part("weights", weight_bytes(runner.built.model), width),
         Part("gradients", gradient_bytes(runner.built.model), trained),
         Part("optimizer", states, f"states {trained}: {plan.trainer.get('optim') or 'adamw'}"),
-        Part("teacher", teacher_bytes(runner), "the averaged or second set of trained weights"),
         Part("activations", found.activations, found.longest),
         Part("logits", found.logits, "kept for the way back"),
         Part("buffers", buffer_bytes(runner.built.model), "of the model"),
     ]
     rest = found.peak - sum(part.bytes for part in parts)
-    if found.base and found.base <= rest:
-        parts.append(Part("process", found.base, "Python, its libraries and the data, before any step"))
-        rest -= found.base
+    base = max(0, min(found.base, rest))
+    parts.append(Part("process", base, "Python, its libraries and the data, before any step"))
+    rest -= base
     if rest > 0:
         parts.append(Part("workspace", rest, "measured beyond the parts: temporaries, the allocator's slack"))
+    parts.append(Part("teacher", teacher_bytes(runner), "the averaged or second set of trained weights"))
+    if found.scale > 1:
+        more = int((found.scale - 1) * (found.activations + found.logits))
+        parts.append(Part("pool", more, "what a batch of unlabeled rows keeps beyond that"))
     parts = [part for part in parts if part.bytes]
     return sorted(parts, key=lambda part: -part.bytes)
 

@@ -3,6 +3,8 @@
 Notable:
 - The batches are the first that the run itself will see, in its order; sizes are their padded tokens.
 - Time is fitted as a + b x size on the probed batches and averaged over all batches looked at.
+- Methods that make their batches while they train are probed on labeled rows; what a pool adds is
+  computed from its sizes, as if every unlabeled row counted.
 - What autograd keeps for the way back is counted tensor by tensor, each storage once, weights left out.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import math
 import random
 import resource
 import sys
@@ -28,6 +31,7 @@ log = logging.getLogger("hf_llm_recipes")
 
 LOOKED_AT = 64  # batches
 SLOW = 8.0  # seconds: after a step that takes longer, no more steps of middle length are taken
+FORWARD = 0.4  # of the time of a step, where only the forward is wanted
 
 
 @dataclass
@@ -42,7 +46,9 @@ class Probed:
         base: Bytes of the process before the probe, without the model; 0 on a GPU.
         optimizer_steps: Of the whole training.
         seconds_per_step: Of an optimizer step.
-        seconds: Of the whole training.
+        seconds: Of the whole training, evaluations included.
+        cpu_seconds: The same as CPU time of all cores, which other processes do not lengthen.
+        scale: How much longer batches the method makes than those probed, ≥ 1.
         longest: What the longest batch was.
         notes: Sentences about what is left out.
     """
@@ -55,13 +61,15 @@ class Probed:
     optimizer_steps: int | None = None
     seconds_per_step: float | None = None
     seconds: float | None = None
+    cpu_seconds: float | None = None
+    scale: float = 1.0
     longest: str = ""
     notes: list[str] = field(default_factory=list)
 
     @property
     def took_steps(self) -> bool:
         """Whether real steps were taken."""
-        return self.seconds_per_step is not None
+        return self.peak > 0
 
 
 def probe(runner: Any, *, steps: int = 3) -> Probed:
@@ -71,19 +79,53 @@ def probe(runner: Any, *, steps: int = 3) -> Probed:
         runner: ``run._Runner`` with data and model.
         steps: On batches of middle length, ≥ 1, besides the longest.
     """
+    from transformers import TrainingArguments
+
     from hf_llm_recipes.methods.supervised import Supervised
     from hf_llm_recipes.training import trainer_of
 
-    if not isinstance(runner.plan.method, Supervised):
-        said = "this method's steps cannot be tried before it begins: activations and time are not known"
+    method = runner.plan.method
+    if method.arguments_class() is not TrainingArguments:
+        said = "this method makes its batches while it trains: activations and time are not known before"
         return Probed(notes=[said])
     before = host_bytes() - _model_bytes(runner.built.model)
     with untouched(runner.built.model), tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(runner, Path(folder), [], dataloader_num_workers=0)
-        found = _Probe(trainer, vocabulary=_vocabulary(runner)).run(steps)
+        trainer = trainer_of(runner, Path(folder), [], method=Supervised(), dataloader_num_workers=0)
+        one = _Probe(trainer, vocabulary=_vocabulary(runner))
+        found = one.run(steps)
+        if found.took_steps and not isinstance(method, Supervised):
+            _add_method(runner, one, found)
     if device_here() == "cpu":
         found.base = max(before, 0)
     return found
+
+
+def _add_method(runner: Any, one: _Probe, found: Probed) -> None:
+    """What a method that is not supervised training alone adds to the steps on labeled rows."""
+    method, task, pool = runner.plan.method, runner.plan.task, runner.prepared.unlabeled
+    if not method.takes_algorithm or pool is None:
+        found.seconds = found.seconds_per_step = found.cpu_seconds = None
+        found.notes.append("how long this method trains is not known before it begins")
+        return
+    args = one.trainer.args
+    rows = max(1, round(method.unlabeled_ratio * args.per_device_train_batch_size))
+    collate = task.collator(runner.tokenizer)
+    starts = range(0, len(pool) - rows + 1, max(rows, len(pool) // 16))
+    sizes = [size(collate([pool[i] for i in range(start, start + rows)])) for start in starts]
+    if not sizes:
+        return
+    every = args.gradient_accumulation_steps
+    for name, points in (("seconds_per_step", one.points), ("cpu_seconds", one.cpu_points)):
+        more = every * (1 + FORWARD) * float(np.mean([fitted(points, wanted) for wanted in sizes]))
+        if name == "cpu_seconds":
+            found.cpu_seconds += more * found.optimizer_steps
+        else:
+            found.seconds_per_step += more
+    if args.max_steps <= 0:
+        found.optimizer_steps = int(args.num_train_epochs * (len(pool) // rows) // every)
+    found.seconds = found.seconds_per_step * found.optimizer_steps
+    found.scale = max(1.0, max(sizes) / one.longest)
+    found.notes.append("at most: unlabeled rows that do not count, and lower layers kept, cost less")
 
 
 class _Probe:
@@ -97,6 +139,9 @@ class _Probe:
     def __init__(self, trainer: Any, vocabulary: int | None) -> None:
         self.trainer, self.vocabulary = trainer, vocabulary
         self.found = Probed()
+        self.points: list[tuple[int, float]] = []  # size, seconds
+        self.cpu_points: list[tuple[int, float]] = []
+        self.longest = 1
 
     def run(self, steps: int) -> Probed:
         """Middle batch, optimizer, longest batch, middle batches."""
@@ -106,35 +151,68 @@ class _Probe:
         every = trainer.args.gradient_accumulation_steps
         batches = list(itertools.islice(loader, min(LOOKED_AT, found.optimizer_steps * every)))
         order = sorted(batches, key=size)
-        middle = self._middle(order, steps + 1)
+        self.longest = size(order[-1])
         if trainer.args.gradient_checkpointing:
             trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
-        points = []
         try:
-            first = self._step(middle[0])
-            optimizer_seconds = self._optimizer_step(keep_gradients=every > 1)
-            points.append((size(order[-1]), self._step(order[-1], count=True)))
-            for batch in middle[1:] if first < SLOW else []:
-                trainer.model.zero_grad()
-                points.append((size(batch), self._step(batch)))
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+            updating = self._steps(order, steps)
+        except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            found.notes.append(f"a batch of {size(order[-1]):,} tokens does not fit into memory")
+            found.notes.append(f"a batch of {self.longest:,} tokens does not fit into memory")
             return found
         found.peak = peak_bytes()
-        micro = float(np.mean([fitted(points, size(batch)) for batch in batches]))
-        found.seconds_per_step = every * micro + optimizer_seconds
-        found.seconds = found.seconds_per_step * found.optimizer_steps
+        found.seconds_per_step, cpu = (
+            every * float(np.mean([fitted(points, size(batch)) for batch in batches])) + more
+            for points, more in zip((self.points, self.cpu_points), updating, strict=True)
+        )
+        wall_evaluating, cpu_evaluating = self._evaluations()
+        found.seconds = found.seconds_per_step * found.optimizer_steps + wall_evaluating
+        found.cpu_seconds = cpu * found.optimizer_steps + cpu_evaluating
         return found
+
+    def _steps(self, order: list[Any], steps: int) -> tuple[float, float]:
+        """The steps of the probe; returns seconds and CPU seconds of the optimizer's part."""
+        middle = self._middle(order, steps + 1)
+        first, _ = self._step(middle[0])
+        accumulates = self.trainer.args.gradient_accumulation_steps > 1
+        updating = self._optimizer_step(keep_gradients=accumulates)
+        self._note(order[-1], self._step(order[-1], count=True))
+        for batch in middle[1:] if first < SLOW else []:
+            self.trainer.model.zero_grad()
+            self._note(batch, self._step(batch))
+        return updating
+
+    def _note(self, batch: Any, taken: tuple[float, float]) -> None:
+        self.points.append((size(batch), taken[0]))
+        self.cpu_points.append((size(batch), taken[1]))
+
+    def _evaluations(self) -> tuple[float, float]:
+        """Seconds and CPU seconds of all evaluations of the training, from one batch."""
+        trainer, args = self.trainer, self.trainer.args
+        if args.eval_strategy == "no" or trainer.eval_dataset is None:
+            return 0.0, 0.0
+        batch = next(iter(trainer.get_eval_dataloader()))
+        begun = _now()
+        trainer.model.eval()
+        trainer.prediction_step(trainer.model, batch, prediction_loss_only=trainer.compute_metrics is None)
+        taken = _since(begun)
+        steps = self.found.optimizer_steps
+        every = args.eval_steps or 1
+        count = math.ceil(args.num_train_epochs)
+        if args.eval_strategy == "steps":
+            count = int(steps // (every if every >= 1 else max(1, math.ceil(every * steps))))
+        rows = len(next(iter(batch.values())))
+        times = count * len(trainer.eval_dataset) / rows
+        return taken[0] * times, taken[1] * times
 
     def _middle(self, order: list[Any], count: int) -> list[Any]:
         """So many batches around the middle of the sizes, evenly from the lower to the upper quarter."""
         places = np.linspace(0.25, 0.75, count) if count > 1 else np.array([0.5])
         return [order[round(float(place) * (len(order) - 1))] for place in places]
 
-    def _step(self, batch: Any, *, count: bool = False) -> float:
-        """Forward and backward; returns seconds."""
+    def _step(self, batch: Any, *, count: bool = False) -> tuple[float, float]:
+        """Forward and backward; returns seconds and CPU seconds."""
         trainer = self.trainer
         trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
         items = trainer._get_num_items_in_batch([batch], trainer.args.device)
@@ -142,7 +220,7 @@ class _Probe:
         begun = _now()
         with self._counted(batch) if count else contextlib.nullcontext():
             trainer.training_step(trainer.model, batch, items)
-        return _now() - begun
+        return _since(begun)
 
     @contextlib.contextmanager
     def _counted(self, batch: Any) -> Iterator[None]:
@@ -165,8 +243,8 @@ class _Probe:
         rows = len(next(iter(batch.values())))
         self.found.longest = f"of a batch of {rows} rows, {size(batch):,} tokens with padding"
 
-    def _optimizer_step(self, *, keep_gradients: bool) -> float:
-        """One step at rate 0: it makes the states and changes no weight; returns seconds."""
+    def _optimizer_step(self, *, keep_gradients: bool) -> tuple[float, float]:
+        """One step at rate 0: it makes the states and changes no weight; returns (CPU) seconds."""
         trainer = self.trainer
         optimizer = trainer.create_optimizer()
         for group in optimizer.param_groups:
@@ -175,7 +253,7 @@ class _Probe:
         if trainer.args.max_grad_norm > 0:
             torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
         optimizer.step()
-        seconds = _now() - begun
+        taken = _since(begun)
         self.found.optimizer_bytes = sum(
             value.numel() * value.element_size()
             for state in optimizer.state.values()
@@ -184,7 +262,7 @@ class _Probe:
         )
         if not keep_gradients:
             trainer.model.zero_grad()
-        return seconds
+        return taken
 
 
 @contextlib.contextmanager
@@ -295,7 +373,13 @@ def _tensors(model: Any) -> Iterator[torch.Tensor]:
     yield from model.buffers()
 
 
-def _now() -> float:
+def _now() -> tuple[float, float]:
+    """The time, and the CPU time of this process."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter()
+    return time.perf_counter(), time.process_time()
+
+
+def _since(begun: tuple[float, float]) -> tuple[float, float]:
+    now = _now()
+    return now[0] - begun[0], now[1] - begun[1]
