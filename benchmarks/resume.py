@@ -237,6 +237,18 @@ def cases(folder: Path) -> dict[str, dict[str, Any]]:
             "trainer": {"max_steps": 12, "per_device_train_batch_size": 4},
         },
     }
+    changes["grpo"] = {
+        **llama,
+        "data": {"name": str(folder / "asked"), "train": "train.jsonl", "test": "test.jsonl"},
+        "task": {"name": "generation", "reward": "token_f1", "max_new_tokens": 3},
+        "method": "grpo",
+        "tuning": LORA,
+        "trainer": {
+            **{"max_steps": 12, "per_device_train_batch_size": 4, "num_generations": 2},
+            **{"num_iterations": 2, "steps_per_generation": 2, "max_completion_length": 3},
+        },
+    }
+    changes["grpo"]["data"]["eval_fraction"] = 0
     changes["self_training_writing"]["method"].pop("passes")
     return {name: _merged(base, change) for name, change in changes.items()}
 

@@ -10,6 +10,7 @@ Notable, each of them lost by the stock Trainer (5.23):
 - A checkpoint at the end of an epoch, or of the training, is written after that end's evaluation.
 - A training that is over takes no further step, and one ended by early stopping is over.
 - An evaluation before the first step does not come a second time.
+- Answers that GRPO learns from in several steps are in the checkpoint.
 - A stream goes on within the epoch that it was stopped in.
 - The best checkpoint is found beside the others in a run that was moved.
 """
@@ -30,9 +31,10 @@ from transformers.trainer_utils import has_length
 from hf_llm_recipes import checkpoints
 
 PROGRESS = "progress.json"
+ANSWERS = "answers.pt"  # that trl's GRPO has written and will learn from in further steps
 SUMS = ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged")  # the Trainer's
-# What subclasses sum up: ours over tokens, trl's metrics, its tokens and its forwards.
-MORE_SUMS = ("_since_log", "_metrics", "_total_train_tokens", "_step")
+# What subclasses sum up: tokens, nearness to a teacher; trl's metrics, tokens and forwards.
+MORE_SUMS = ("_since_log", "_near", "_metrics", "_total_train_tokens", "_step")
 
 
 class KeptFacts(TrainerCallback):
@@ -67,6 +69,7 @@ class ExactResume:
 
     _exact_side: Path | None = None  # while a checkpoint is written
     _exact_progress: ClassVar[dict[str, Any]] = {}  # of the checkpoint that this training went on from
+    _exact_from: str | None = None
     _exact_began = 0.0
     _exact_epoch = 0
     _exact_epoch_began = 0  # at which step
@@ -106,7 +109,10 @@ class ExactResume:
         if best is not None and Path(best) == side:
             self.state.best_model_checkpoint = str(target)
             self.state.save_to_json(os.path.join(side, checkpoints.STATE))
-        (side / PROGRESS).write_text(json.dumps(self._exact_made(), default=_number), encoding="utf-8")
+        answers = vars(self).get("_buffered_inputs")
+        if answers is not None:
+            torch.save(answers, side / ANSWERS)
+        (side / PROGRESS).write_text(json.dumps(self._exact_made(), default=_listed), encoding="utf-8")
 
     def _exact_made(self) -> dict[str, Any]:
         state, ended = self.state, self._exact_epoch_ends
@@ -147,6 +153,7 @@ class ExactResume:
         ignore_keys_for_eval: list[str] | None = None,
     ) -> Any:
         self._exact_progress, self._exact_began = read_progress(resume_from_checkpoint), time.time()
+        self._exact_from = resume_from_checkpoint
         self._exact_epoch, self._exact_epoch_began, self._exact_epoch_ends = 0, 0, False
         if self.args.should_save:
             checkpoints.tidy(Path(self.args.output_dir))
@@ -198,13 +205,17 @@ class ExactResume:
     def _exact_take_sums(self) -> None:
         """Gives back what was summed up when the checkpoint was written."""
         for name, value in self._exact_progress.get("sums", {}).items():
-            if name == "_tr_loss":
-                self._tr_loss = torch.tensor(value, device=self._tr_loss.device)
+            present = vars(self).get(name)
+            if torch.is_tensor(present):
+                setattr(self, name, torch.tensor(value, dtype=present.dtype, device=present.device))
             elif name == "_metrics":  # by mode, then by name, both of them trl's defaultdicts
                 for mode, metrics in value.items():
                     self._metrics[mode].update(metrics)
-            elif name in vars(self):
+            elif present is not None:
                 setattr(self, name, value)
+        answers = Path(self._exact_from) / ANSWERS if self._exact_from else None
+        if answers is not None and answers.is_file():
+            self._buffered_inputs = torch.load(answers, map_location=self.args.device, weights_only=True)
 
 
 class _Keeper(TrainerCallback):
@@ -228,6 +239,6 @@ class _Keeper(TrainerCallback):
             control.should_save, self.put_off = True, False
 
 
-def _number(value: Any) -> float | int:
-    """A tensor of one number, for JSON; float32 keeps its bits."""
-    return value.item()
+def _listed(tensor: torch.Tensor) -> Any:
+    """A tensor for JSON; float32 keeps its bits."""
+    return tensor.tolist()

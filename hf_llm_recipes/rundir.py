@@ -381,6 +381,9 @@ def check_new(wanted: str | Path) -> None:
     path = path_of(wanted)
     if (path / RECIPE).is_file():
         run = RunDirectory(path)
+        if (path / HOLDER).exists():
+            with locked(path):  # else somebody is at work in it, which is said
+                pass
         state = "a finished run" if (path / METRICS).is_file() else "an unfinished run"
         go_on = f", or go on with it: {run.resume_command()}" if run.lacks_something() else ""
         raise RunError(

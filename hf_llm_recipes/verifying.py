@@ -49,7 +49,8 @@ class Verdict:
 
     def __str__(self) -> str:
         if self.same:
-            return f"the same bits: {self.compared} logged lines of the first {self.steps} steps"
+            lines = "1 logged line" if self.compared == 1 else f"{self.compared} logged lines"
+            return f"the same bits: {lines} of the first {self.steps} steps"
         lines = [f"not the same bits, in {len(self.differences)} of {self.compared} logged lines:"]
         lines += [f"  {one}" for one in self.differences[:10]]
         lines.append(

@@ -186,8 +186,11 @@ def test_the_second_process_in_a_directory_is_told_of_the_first(tmp_path):
             pass
     assert [p.name for p in tmp_path.iterdir()] == [rundir.LOCK]
     check_new(tmp_path)  # a lock that is left over is nothing
-    with rundir.locked(tmp_path):
-        pass
+    (tmp_path / "recipe.yaml").write_text("name: a\n")
+    with rundir.locked(tmp_path), pytest.raises(RunError, match="another run is going on in this directory"):
+        check_new(tmp_path)
+    with pytest.raises(RunError, match="holds an unfinished run already"):
+        check_new(tmp_path)
 
 
 def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path):
