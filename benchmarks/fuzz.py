@@ -904,14 +904,14 @@ class Slow(BaseException):
 
 
 @contextlib.contextmanager
-def limited(seconds: int = SECONDS) -> Iterator[None]:
+def limited() -> Iterator[None]:
     """Raises ``Slow`` where the block takes longer."""
 
     def stop(*_: Any) -> None:
         raise Slow
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    signal.alarm(SECONDS)
     try:
         yield
     finally:
