@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -26,7 +27,7 @@ def look(subject: Subject, report: Report) -> list[Finding]:
     if not isinstance(task, (TextClassification, TokenClassification, ImageClassification)):
         return []
     splits = [split for split in subject.splits() if split != "unlabeled"]
-    values = {split: subject.features(split)["labels"][:] for split in splits}
+    values = {split: list(subject.features(split)["labels"]) for split in splits}
     where = {split: subject.where(split) for split in splits}
     if task.problem == "regression":
         numbers = {split: np.asarray(found, dtype=float).ravel() for split, found in values.items()}
@@ -34,7 +35,7 @@ def look(subject: Subject, report: Report) -> list[Finding]:
         return number_findings(numbers, where)
     names = list(subject.prepared.config["id2label"].values())
     kind = "tags" if isinstance(task, TokenClassification) else task.problem
-    counts = {split: counted(found, len(names), kind) for split, found in values.items()}
+    counts = {split: _counts(subject, split, found, len(names), kind) for split, found in values.items()}
     report.labels = {split: dict(zip(names, found.tolist(), strict=True)) for split, found in counts.items()}
     made = class_findings(counts, names, where, unit="words" if kind == "tags" else "rows")
     if kind == "multi_label":
@@ -42,6 +43,48 @@ def look(subject: Subject, report: Report) -> list[Finding]:
     if kind == "tags":
         made += tag_findings(values, names, where)
     return made
+
+
+def _counts(subject: Subject, split: str, values: list[Any], classes: int, kind: str) -> np.ndarray:
+    """The classes of all rows; of a sample, whose labels tell what each value of the column means."""
+    task, column = subject.task, subject.task.label
+    if split not in subject.places or (isinstance(task, TokenClassification) and task.label_all_subwords):
+        return counted(values, classes, kind)
+    if isinstance(column, list):
+        flags = [subject.all_rows(split)[one] for one in column]
+        return np.asarray([sum(int(float(flag)) for flag in of_class) for of_class in flags])
+    seen, every = subject.rows(split)[column], subject.all_rows(split)[column]
+    return counted_by_value(list(seen), values, every, classes, kind)
+
+
+def counted_by_value(
+    seen: Sequence[Any], values: Sequence[Any], every: Iterable[Any], classes: int, kind: str
+) -> np.ndarray:
+    """Returns how often each class occurs in a column, by what its values mean in a few rows.
+
+    Args:
+        seen: The column in a few rows.
+        values: The same rows' class numbers, flags or tag numbers.
+        every: The column in all rows.
+        classes: How many there are.
+        kind: As in ``counted``.
+    """
+    meaning: dict[Any, Any] = {}
+    if kind == "tags":
+        for words, numbers in zip(seen, values, strict=True):
+            meaning |= dict(zip(words, (i for i in numbers if i != IGNORED), strict=False))
+        every = chain.from_iterable(every)
+    else:
+        meaning = {_hashable(one): value for one, value in zip(seen, values, strict=True)}
+    found = np.zeros(classes, dtype=np.int64)
+    for one, count in Counter(map(_hashable, every)).items():
+        if one in meaning:
+            found += count * counted([[meaning[one]] if kind == "tags" else meaning[one]], classes, kind)
+    return found
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def counted(values: Any, classes: int, kind: str) -> np.ndarray:

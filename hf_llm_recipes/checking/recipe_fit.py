@@ -60,12 +60,13 @@ def sampled(subject: Subject) -> list[Finding]:
     """Says which splits were looked at in part."""
     if not subject.places:
         return []
-    words = [f"{split}: {subject.sampled(split).strip(' ()')}" for split in subject.places]
+    there = [split for split in subject.splits() if split in subject.places]
+    words = [f"{split}: {subject.sampled(split).strip(' ()')}" for split in there]
     return [
         Finding(
             "info",
             "data",
-            "lengths, labels and supervised tokens are those " + "; ".join(words),
+            "lengths and tokens are those of a part of the rows: " + "; ".join(words),
             do="nothing: a run reads every row",
         )
     ]

@@ -25,12 +25,14 @@ from hf_llm_recipes.tasks.text_classification import TextClassification
 from hf_llm_recipes.tasks.token_classification import TokenClassification
 
 PARTS = ("train", "eval", "test", "unlabeled")
-MOST_ROWS = 100_000  # of a split that become features
-MOST_TEMPLATED = 5_000  # where each row goes through a chat template: a millisecond or more
+MOST_ROWS = 20_000  # of the train split that become features
+MOST_TEMPLATED = 4_000  # where each row goes through a chat template: a millisecond or more
 MOST_IMAGES = 2_000
-MOST_CHARACTERS = 30_000_000  # half a minute of tokenizing on one core
-MOST_PAIRED = 5_000_000  # characters that are cut into sentences and paired
+MOST_CHARACTERS = 20_000_000  # twenty seconds of tokenizing on one core
+MOST_PAIRED = 4_000_000  # characters that are cut into sentences and paired
+OTHERS = 4  # so many times fewer of the other splits
 LEAST_ROWS = 200
+MOST_LABELS = 5_000  # more different ones are no classes, but numbers or texts
 STREAMED = 2_000  # rows of a stream
 
 
@@ -129,7 +131,7 @@ class Subject(_Runner):
     def _few(self, part: str, rows: Any) -> Any:
         if rows is None or isinstance(rows, IterableDataset):
             return rows
-        most = most_rows(self.task, rows)
+        most = most_rows(self.task, rows) // (1 if part == "train" else OTHERS)
         if len(rows) <= most:
             return rows
         if isinstance(self.task, Objective):
@@ -151,8 +153,7 @@ class Subject(_Runner):
             for row, value in enumerate(rows[column]):
                 for one in value if isinstance(value, list) else [value]:
                     first.setdefault((column, one), row)
-        few = len(first) <= MOST_TEMPLATED  # more are no classes, but numbers or texts
-        return sorted(set(first.values())) if few else []
+        return sorted(set(first.values())) if len(first) <= MOST_LABELS else []
 
 
 def most_rows(task: Any, rows: Any) -> int:
@@ -163,7 +164,7 @@ def most_rows(task: Any, rows: Any) -> int:
     few = rows.select(range(min(len(rows), 200)))
     a_row = max(1.0, sum(map(_characters, few)) / max(len(few), 1))
     characters = MOST_PAIRED if isinstance(task, MlmNsp) else MOST_CHARACTERS
-    return int(min(most, max(LEAST_ROWS, characters / a_row)))
+    return int(min(most, max(OTHERS * LEAST_ROWS, characters / a_row)))
 
 
 def _characters(value: Any) -> int:
