@@ -225,6 +225,26 @@ def evaluate(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="A run directory, or several to compare.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The page; report.html in the run, or comparison.html here for several."),
+    ] = None,
+) -> None:
+    """Draw a run, finished or not, on one page that loads nothing; or several runs side by side."""
+    from hf_llm_recipes import report as pages
+
+    output = Path(pages.COMPARISON) if output is None and len(runs) > 1 else output
+    _refuse_existing(output)
+    _log_to_terminal()
+    if len(runs) > 1:
+        typer.echo(pages.write_comparison(runs, output))
+        return
+    typer.echo(pages.write(runs[0], output, resolve=_planned))
+
+
+@app.command()
 def verify(
     run_directory: RunArgument,
     steps: Annotated[int, typer.Option(min=1, help="Of the training, at least.")] = 5,
@@ -312,6 +332,12 @@ def serve(
     from hf_llm_recipes import serving
 
     serving.serve(run_directory, host, port, typer.echo, trust_code=trust_code)
+
+
+def _planned(recipe: Any) -> Any:
+    from hf_llm_recipes.run import plan  # seconds, which a run of no shipped recipe's name need not wait
+
+    return plan(recipe)
 
 
 def _writing_settings(
@@ -434,6 +460,7 @@ def _show_result(done, recipe) -> None:
     from rich.console import Console
 
     from hf_llm_recipes import evaluation, rundir
+    from hf_llm_recipes.report import REPORT
 
     console = Console()
     console.print(evaluation.format_table(done.metrics["test"]))
@@ -459,6 +486,7 @@ def _show_result(done, recipe) -> None:
     for name, what in (
         (rundir.METRICS, "every figure, with intervals"),
         (rundir.PREDICTIONS, "each test row with its probabilities"),
+        (REPORT, "all of it on one page"),
         (rundir.MODEL, "the model, for from_pretrained"),
         (rundir.CARD, "the model card"),
     ):

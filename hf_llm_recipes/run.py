@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_llm_recipes import assets, checkpoints, evaluation, rundir, secrets_scan, trust
+from hf_llm_recipes import assets, checkpoints, evaluation, report, rundir, secrets_scan, trust
 from hf_llm_recipes.errors import InterruptedRunError, RecipeError, RunError
 from hf_llm_recipes.estimate import predicted
 from hf_llm_recipes.recipe import Recipe
@@ -305,6 +305,7 @@ def _with_baseline(recipe: Recipe) -> Run:
     )
     done.metrics["comparison"] = found
     evaluation.write_metrics(done.path / rundir.METRICS, done.metrics)
+    report.write_at_end(done.path, plan)
     return done
 
 
@@ -588,6 +589,7 @@ class _Runner:
             metrics = self._judge_model() if plan.task.judges_model else self._judge_logits()
             evaluation.write_metrics(directory / rundir.METRICS, metrics)
             self._write_card(metrics)
+        self._write_report()
         secrets_scan.warn(directory.path)
         _check_reload(metrics["reload"], directory)
         return Run(directory.path, metrics)
@@ -746,6 +748,9 @@ class _Runner:
             "tolerance": RELOAD_TOLERANCE[kind],
             "judged_max_difference": float(np.abs(again - judged).max()),
         }
+
+    def _write_report(self) -> None:
+        report.write_at_end(self.directory.path, plan)
 
     def _write_card(self, metrics: dict[str, Any]) -> None:
         from hf_llm_recipes.card import model_card

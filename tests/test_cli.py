@@ -88,7 +88,7 @@ def test_a_run_prints_its_result_and_where_it_lies(finished):
     assert "  <-  the ball" in finished.out
     assert "  <-  a song" in finished.out
     assert "results: out" in finished.out
-    for name in ("metrics.json", "predictions.parquet", "model", "README.md"):
+    for name in ("metrics.json", "predictions.parquet", "report.html", "model", "README.md"):
         assert name in finished.out
         assert (finished.path / name).exists()
     assert "training" in finished.err

@@ -25,6 +25,7 @@ FILES = {
     "model",
     "predictions.parquet",
     "recipe.yaml",
+    "report.html",
 }
 
 
