@@ -484,6 +484,7 @@ class _Runner:
 
     def _begin(self, stop: Any, checkpoint: Path | None) -> None:
         """Runs the stages and builds the Trainer, for a first try or another one."""
+        from hf_llm_recipes.callbacks._figures import figures_first
         from hf_llm_recipes.callbacks.log_file import LogFile
         from hf_llm_recipes.callbacks.training_guard import default_guards
 
@@ -492,7 +493,7 @@ class _Runner:
         callbacks += [*self.prepared.callbacks, *self.plan.callbacks, *default_guards(self.plan.callbacks)]
         self.stage_figures = self._run_stages(stop, checkpoint)
         begun = time.monotonic()
-        self.trainer = self.plan.recipe.located(lambda: self._trainer(callbacks), "trainer")
+        self.trainer = self.plan.recipe.located(lambda: self._trainer(figures_first(callbacks)), "trainer")
         self.preparing = time.monotonic() - begun
         self.before = self.before or self._judge_before()
 
@@ -516,9 +517,10 @@ class _Runner:
         return metrics
 
     def _trainer(self, callbacks: list[Any]) -> Any:
+        from hf_llm_recipes.callbacks._figures import ahead_of_trackers
         from hf_llm_recipes.callbacks.training_guard import watch
 
-        return watch(trainer_of(self, self.directory / rundir.CHECKPOINTS, callbacks))
+        return watch(ahead_of_trackers(trainer_of(self, self.directory / rundir.CHECKPOINTS, callbacks)))
 
     def encode(self, rows: Any) -> Any:
         """Rows like the pool's -> features like the pool's."""
@@ -587,8 +589,8 @@ class _Runner:
             with directory.replacing(rundir.MODEL) as folder:
                 self._save_model(folder)
             metrics = self._judge_model() if plan.task.judges_model else self._judge_logits()
-            evaluation.write_metrics(directory / rundir.METRICS, metrics)
             self._write_card(metrics)
+            evaluation.write_metrics(directory / rundir.METRICS, metrics)  # says that the run has finished
         self._write_report()
         secrets_scan.warn(directory.path)
         _check_reload(metrics["reload"], directory)

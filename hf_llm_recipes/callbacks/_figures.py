@@ -1,0 +1,43 @@
+"""The base of callbacks that add figures to what the Trainer logs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import Trainer, TrainerCallback
+
+
+class Figures(TrainerCallback):
+    """Adds figures to each log of the training loss, and to the Trainer's history.
+
+    The Trainer asks its trackers first, so that they see the figures only after ``ahead_of_trackers``; a run
+    calls it.
+    """
+
+    def figures(self, args: Any, state: Any) -> dict[str, float]:
+        """The figures since the last log."""
+        raise NotImplementedError
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Adds the figures to a log that has a loss."""
+        if logs is None or "loss" not in logs:
+            return
+        add(self.figures(args, state), logs, state)
+
+
+def add(found: dict[str, float], logs: dict[str, Any], state: Any) -> None:
+    """Adds figures to a log and to its line in the Trainer's history."""
+    logs |= found
+    if state.log_history and state.log_history[-1].get("step") == state.global_step:
+        state.log_history[-1] |= found
+
+
+def figures_first(callbacks: list[TrainerCallback]) -> list[TrainerCallback]:
+    """Returns callbacks with those that add figures before those that pass them on."""
+    return sorted(callbacks, key=lambda one: not isinstance(one, Figures))
+
+
+def ahead_of_trackers(trainer: Trainer) -> Trainer:
+    """Returns the Trainer with the callbacks that add figures before the trackers."""
+    trainer.callback_handler.callbacks = figures_first(trainer.callback_handler.callbacks)
+    return trainer
