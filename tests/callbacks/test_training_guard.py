@@ -441,3 +441,96 @@ def test_advice_leaves_out_what_is_set_already(caplog):
 def test_patience_below_one():
     with pytest.raises(ValueError, match="patience is 0; allowed: 1 or more"):
         Overfitting(patience=0)
+
+
+# in a run
+
+
+@pytest.fixture
+def files(tmp_path, recipe):
+    """A recipe whose row numbers are those of a file; one word in one of its rows is poison."""
+    from conftest import sentences, write_csv
+
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    train, *others = (sentences(count, seed) for count, seed in ((48, 0), (12, 1), (12, 2)))
+    for row in (*train, *others[0], *others[1]):
+        row["text"] = row["text"].replace("choir", "song")
+    train[POISON]["text"] = "the choir " + train[POISON]["text"]
+    for name, made in (("train", train), ("validation", others[0]), ("test", others[1])):
+        write_csv(folder / f"{name}.csv", made)
+    trainer = {"max_steps": 6, "train_sampling_strategy": "sequential", "save_steps": 1, "logging_steps": 1}
+    return {**recipe, "data": {"name": str(folder)}, "trainer": {**recipe["trainer"], **trainer}}
+
+
+@pytest.fixture
+def poisonous(monkeypatch, tiny_bert):
+    """The word `choir` makes a BERT's hidden states NaN."""
+    from transformers import AutoTokenizer, BertModel
+
+    bad = AutoTokenizer.from_pretrained(tiny_bert).convert_tokens_to_ids("choir")
+    original = BertModel.forward
+
+    def forward(self, input_ids=None, *args, **kwargs):
+        outputs = original(self, input_ids, *args, **kwargs)
+        spoiled = (input_ids == bad).any(1)[:, None] & torch.tensor(True)
+        for name in ("last_hidden_state", "pooler_output"):
+            mask = spoiled if name == "pooler_output" else spoiled[..., None]
+            outputs[name] = outputs[name].masked_fill(mask, math.nan)
+        return outputs
+
+    monkeypatch.setattr(BertModel, "forward", forward)
+
+
+def go(values, *overrides):
+    from hf_llm_recipes.recipe import Recipe
+    from hf_llm_recipes.run import run
+
+    return run(Recipe.from_dict(values), *overrides)
+
+
+def test_a_run_stops_at_the_row_of_the_file_and_keeps_its_checkpoint(files, poisonous, tmp_path):
+    from safetensors.torch import load_file
+
+    with pytest.raises(RunError, match=rf"step 3: the loss is nan; training row {POISON}, counted from 0"):
+        go(files)
+    checkpoint = tmp_path / "out" / "checkpoints" / "checkpoint-2"
+    kept = load_file(checkpoint / "model.safetensors")
+    assert len(kept) > 20
+    assert all(value.isfinite().all() for value in kept.values())
+
+
+def test_a_run_that_skips_says_so_in_its_metrics(files, poisonous):
+    files["callbacks"] = [{"name": "training_guard", "when_not_finite": "skip"}]
+    files["trainer"] |= {"logging_steps": 2}
+    done = go(files)
+    assert done.metrics["training"]["guard"] == {"skipped_steps": 1, "skipped_at": [3]}
+    assert math.isfinite(done.metrics["training"]["loss"])
+    assert math.isfinite(done.metrics["test"]["loss"])
+
+
+@pytest.mark.parametrize(("method", "labels"), [("semi_supervised", 6), ("self_training", 12)])
+def test_other_methods_stop_too(files, poisonous, method, labels):
+    files["method"] = {"name": method, "warm_start": "none"}
+    files["data"] |= {"labels_per_class": labels}
+    del files["trainer"]["train_sampling_strategy"]
+    with pytest.raises(RunError, match=r"the loss is nan|the gradient's norm is nan"):
+        go(files, "trainer.max_steps=30")
+
+
+def test_a_language_model_stops_too(files, tiny_llama, monkeypatch):
+    from transformers import LlamaModel
+
+    original, seen = LlamaModel.forward, []
+
+    def forward(self, *args, **kwargs):
+        outputs = original(self, *args, **kwargs)
+        seen.append(self.training)
+        if sum(seen) > 3:
+            outputs["last_hidden_state"] = outputs["last_hidden_state"] * math.nan
+        return outputs
+
+    monkeypatch.setattr(LlamaModel, "forward", forward)
+    files |= {"model": {"name": str(tiny_llama)}, "task": {"name": "clm", "block_size": 16}}
+    with pytest.raises(RunError, match=r"step [2-4]: the loss is nan"):
+        go(files, "trainer.per_device_train_batch_size=2")
