@@ -4,6 +4,9 @@ The public names are loaded when first used: ``import hf_llm_recipes`` imports n
 """
 
 import importlib
+import os
+
+os.environ.setdefault("USE_HUB_KERNELS", "0")  # compiled code from the Hub is code: nobody has asked for it
 
 __version__ = "0.1.0"
 

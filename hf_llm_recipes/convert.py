@@ -24,6 +24,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
+from hf_llm_recipes import trust
 from hf_llm_recipes.models import decoder, encoder, encoder_decoder, vision
 from hf_llm_recipes.models.base import HlrConfig, carry_code
 
@@ -251,6 +252,7 @@ def convert_checkpoint(
         ValueError: a model that cannot be converted, tensors missing or left over (named), or a pattern that
             fits none.
     """
+    trust.refuse_kernels(transformers.PreTrainedConfig.get_config_dict(source)[0], str(source))
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     is_ours = config.model_type.startswith("hlr_")
     named = (config.architectures or [None])[0]

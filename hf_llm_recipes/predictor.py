@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, set_seed
 
 from hf_llm_recipes import trust
 from hf_llm_recipes.assets import LOCAL
-from hf_llm_recipes.errors import DataError, RunError
+from hf_llm_recipes.errors import DataError, RunError, UserError
 from hf_llm_recipes.methods._forward import model_inputs
 from hf_llm_recipes.recipe import without_home
 from hf_llm_recipes.registry import TASKS, registered_name
@@ -56,7 +56,7 @@ class Predictor:
         model = _model.load_saved(
             folder,
             auto_class=task.auto_class,
-            source=ModelSource(**record["model"]),
+            source=_of_record(lambda: ModelSource(**record["model"]), folder),
             updates=_with_int_keys(record["config"]),
             pad_token_id=getattr(tokenizer, "pad_token_id", None),  # an image processor has none
             quantization=record["quantization"],
@@ -183,7 +183,8 @@ def saved_task(path: str | Path, *, trust_code: bool = False) -> Task:
     record = _record(folder)
     trust.check_run(record, folder.parent / RECIPE, trust_code=trust_code)
     fields = dict(record["task"])
-    return TASKS.get(fields.pop("name"))(**fields)
+    task = TASKS.get(fields.pop("name"))
+    return _of_record(lambda: task(**fields), folder)
 
 
 def check_writes(task: Task, what: str) -> None:
@@ -237,8 +238,24 @@ def _name_base(adapter: Path, name: str | None) -> None:
         adapter.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _of_record(make: Callable[[], Any], folder: Path) -> Any:
+    try:
+        return make()
+    except (TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise RunError(f"{RECORD} says what cannot be: {error}", where=str(folder)) from error
+
+
 def _record(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        parts = [record[key] for key in ("task", "config", "model")]
+        if all(isinstance(part, dict) for part in parts) and isinstance(record["task"]["name"], str):
+            return {"quantization": None, **record}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise RunError(f"{RECORD} is damaged, or of something else", where=str(folder), hint="copy the run again")
 
 
 def _processor(folder: Path, task: Task, trust_code: bool) -> Any:

@@ -67,7 +67,7 @@ class RunDirectory:
         Raises:
             RunError: it is not there, or no run's.
         """
-        path = path_of(path)
+        path = path_of(path, tilde=False)
         if not path.is_dir():
             raise RunError("no such run directory", where=str(path), hint=_siblings(path))
         if not (path / RECIPE).is_file():
@@ -147,7 +147,7 @@ def model_folder(path: str | Path) -> Path:
     Raises:
         RunError: no run, or an unfinished one.
     """
-    path = path_of(path)
+    path = path_of(path, tilde=False)
     if (path / RECORD).is_file():
         return path
     run = RunDirectory.existing(path)
@@ -347,12 +347,13 @@ def peak_memory_gib() -> dict[str, float]:
     return {name: round(value, 3) for name, value in peaks.items()}
 
 
-def path_of(name: str | Path, error: type[UserError] = RunError) -> Path:
-    """Returns a name as a path, ``~`` written out, that can be looked at.
+def path_of(name: str | Path, error: type[UserError] = RunError, *, tilde: bool = True) -> Path:
+    """Returns a name as a path that can be looked at.
 
     Args:
         name: From a recipe or a command.
         error: What is raised.
+        tilde: Whether ``~`` is written out.
 
     Raises:
         UserError: no path can be called so (too long, a NUL, an unknown user), or it may not be looked at.
@@ -361,7 +362,7 @@ def path_of(name: str | Path, error: type[UserError] = RunError) -> Path:
     try:
         if "\0" in text:
             raise ValueError("it holds a NUL")
-        path = Path(text).expanduser()
+        path = Path(text).expanduser() if tilde else Path(text)
         path.exists()
     except (OSError, RuntimeError, ValueError) as cause:
         short = repr(text if len(text) < 80 else text[:77] + "…")
@@ -378,7 +379,7 @@ def check_new(wanted: str | Path) -> None:
     Raises:
         RunError: it holds something already.
     """
-    path = path_of(wanted)
+    path = path_of(wanted, tilde=False)
     if (path / RECIPE).is_file():
         run = RunDirectory(path)
         if (path / HOLDER).exists():

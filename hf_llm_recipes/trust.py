@@ -202,6 +202,24 @@ def state_is_data(checkpoint: Path | None) -> Iterator[None]:
         ) from error
 
 
+def refuse_kernels(values: dict[str, Any], where: str) -> None:
+    """Refuses a ``config.json`` that asks for attention or experts computed by code from the Hub.
+
+    Raises:
+        RunError: it does.
+    """
+    for key, value in values.items():
+        named = value.values() if isinstance(value, dict) else [value]
+        if key.endswith("_implementation") or key.endswith("_implementation_internal"):
+            found = next((name for name in named if isinstance(name, str) and "/" in name), None)
+            if found is not None:
+                raise RunError(
+                    f"its config.json asks for code from the Hub: {key} is `{found}`",
+                    where=where,
+                    hint="set `model.attn_implementation`, e.g. to sdpa, and take the key out of config.json",
+                )
+
+
 def refuse_code_in_adapter(values: dict[str, Any], where: str) -> None:
     """Refuses keys of an ``adapter_config.json`` by which peft would import any module.
 

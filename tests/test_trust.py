@@ -87,7 +87,17 @@ def theirs(tiny_bert, tmp_path, marker):
     return folder
 
 
+def checked(folder, recipe):
+    from hf_llm_recipes.checking.command import check_file
+
+    path = folder.parent / "checked.yaml"
+    path.write_text(Recipe.from_dict({**recipe, "model": {"name": str(folder)}}).dump())
+    if check_file(str(path), [], estimate=False).exit_code:
+        raise RunError("refused")
+
+
 LOADERS = {
+    "check": checked,
     "run": lambda folder, recipe: go({**recipe, "model": {"name": str(folder)}}),
     "configuration": lambda folder, recipe: _model.load_config(ModelSource(name=str(folder)), {}),
     "tokenizer": lambda folder, recipe: _model.load_tokenizer(ModelSource(name=str(folder))),
@@ -107,7 +117,7 @@ def test_code_of_a_checkpoint_does_not_run_unless_the_recipe_says_so(
         LOADERS[way](theirs, recipe)
     assert not marker.exists()
     assert asked == []  # nobody is asked by a prompt that waits for 15 seconds
-    assert len(LOADERS) == 6
+    assert len(LOADERS) == 7
 
 
 def test_the_refusal_says_what_to_do(theirs):
@@ -152,6 +162,68 @@ def test_code_from_the_hub_should_be_pinned_to_a_commit():
         assert "its owner can change it at any time: pin `model.revision` to a commit" in said
     assert trust.code_notes("a/b", None, False) == []
     assert trust.code_notes(str(PACKAGE), None, True) == []
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+def test_a_configuration_cannot_ask_for_kernels_from_the_hub(tiny_bert, tmp_path, key):
+    folder = tmp_path / "theirs"
+    shutil.copytree(tiny_bert, folder)
+    ways = (
+        lambda: _model.load_config(ModelSource(name=str(folder)), {}),
+        lambda: _model.load_plain(
+            ModelSource(name=str(folder)), "AutoModel", _model.choose_precision("auto", frozen_base=True)
+        ),
+        lambda: convert_checkpoint(folder, tmp_path / "new"),
+    )
+    for value in ("kernels-community/x", {"": "kernels-community/x"}):
+        change_json(folder / "config.json", **{key: value})
+        for way in ways:
+            with pytest.raises(RunError, match=f"asks for code from the Hub: {key} is `kernels-community/x`"):
+                way()
+    change_json(folder / "config.json", **{key: "sdpa"})
+    ways[0]()
+
+
+def test_nor_do_libraries_fetch_kernels_by_themselves():
+    code = "import hf_llm_recipes, os; print(os.environ['USE_HUB_KERNELS'])"
+    plain = {key: value for key, value in os.environ.items() if key != "USE_HUB_KERNELS"}
+    for given, wanted in ((plain, "0"), ({**plain, "USE_HUB_KERNELS": "1"}, "1")):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=given, check=True
+        )
+        assert done.stdout.strip() == wanted
+
+
+def test_code_that_would_generate_is_not_fetched_with_the_model(tiny_llama, tmp_path, marker):
+    folder = tmp_path / "writes"
+    shutil.copytree(tiny_llama, folder)
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").write_text(CODE.format(marker=str(marker)))
+    precision = _model.choose_precision("auto", frozen_base=True)
+    model = _model.load_plain(ModelSource(name=str(folder)), "AutoModelForCausalLM", precision)
+    model.generate(input_ids=torch.tensor([[5, 6]]), max_new_tokens=1, pad_token_id=0)
+    assert not marker.exists()
+
+
+RECORDS = [
+    ("{", "is damaged"),
+    ("[]", "is damaged"),
+    ("{}", "is damaged"),
+    ('{"task": {"name": 1}, "config": {}, "model": {}}', "is damaged"),
+    (
+        '{"task": {"name": "text_classification", "x": 1}, "config": {}, "model": {"name": "a"}}',
+        "what cannot be",
+    ),
+    ("[" * 100_000, "is damaged"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), RECORDS)
+def test_a_record_that_is_none_is_refused(tmp_path, text, message):
+    (tmp_path / "task.json").write_text(text)
+    with pytest.raises(RunError, match=message):
+        saved_task(tmp_path)
+    assert len(RECORDS) == 6
 
 
 def test_an_attention_kernel_from_the_hub_is_code_too():

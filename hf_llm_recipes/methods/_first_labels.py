@@ -124,7 +124,7 @@ def _fine_tuned(parts: Parts, steps: int, to_beat: float, rows: np.ndarray) -> F
                 return Found(accuracy, None)
             mean = np.zeros((len(rows), parts.model.config.num_labels))
             for number, file in enumerate(files):
-                _give(start, torch.load(file))
+                _give(start, torch.load(file, weights_only=True))
                 label = f"first labels, model {number + 1} of {FOLDS}"
                 mean += _probabilities(parts, parts.unlabeled, rows, label) / FOLDS
         finally:

@@ -8,6 +8,7 @@ Notable:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ViTImageProcessorPil,
@@ -336,10 +338,20 @@ def load_config(source: ModelSource, updates: dict[str, Any], tokenizer: Any = N
     if source.architecture is not None:
         return source.fresh_config(**_vocabulary(tokenizer), **updates)
     path = source.path  # outside: a download that fails has a message of its own
+    _refuse_kernels(source)
     try:
         return AutoConfig.from_pretrained(path, **source.hub_arguments(), **updates)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise _unloadable(source, error, "configuration") from error
+
+
+def _refuse_kernels(source: ModelSource) -> None:
+    if source.trust_remote_code:
+        return
+    values: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):  # whoever loads it next says so
+        values, _ = PreTrainedConfig.get_config_dict(source.path, revision=source.revision or "main")
+    trust.refuse_kernels(values, source.label)
 
 
 def _vocabulary(processor: Any) -> dict[str, Any]:
@@ -557,6 +569,7 @@ def _load(
         options["attn_implementation"] = source.attn_implementation
     if quantization is not None:
         options["quantization_config"] = BitsAndBytesConfig(**quantization)
+    _refuse_kernels(source)
     try:
         model, info = loader.from_pretrained(
             source.path,
@@ -571,7 +584,7 @@ def _load(
             where=source.label,
             hint="fetch or copy the checkpoint again",
         ) from error
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise _unloadable(source, error, "weights") from error
     _keep_4bit_arithmetic(model)
     if source.keep_layers is not None:
@@ -675,8 +688,8 @@ def named_config(name: str) -> Any:
 def skeleton(config: Any) -> PreTrainedModel:
     """Returns the model that a configuration names first, else the backbone, of random weights."""
     named = (getattr(config, "architectures", None) or [None])[0]
-    cls = getattr(transformers, named or "", None)
-    if cls is not None:
+    cls = getattr(transformers, str(named or ""), None)
+    if isinstance(cls, type) and issubclass(cls, PreTrainedModel):
         return cls(config)
     return transformers.AutoModel.from_config(config, trust_remote_code=False)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
+from hf_llm_recipes import trust
 from hf_llm_recipes.assets import resolve_model
 from hf_llm_recipes.data.augmentation import _common
 from hf_llm_recipes.data.augmentation.base import Augmentation, Pool
@@ -89,9 +90,10 @@ class Infill(Augmentation):
         return _common.changed(row, "input_ids", ids_T.astype(np.int64))
 
     def _check_tokenizer(self, path: str, arguments: dict[str, Any], tokenizer: Any, longest: int) -> None:
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedConfig
 
         try:
+            trust.refuse_kernels(PreTrainedConfig.get_config_dict(path)[0], self.model)
             own = AutoTokenizer.from_pretrained(path, **arguments)
         except (OSError, ValueError) as error:
             raise _unloadable(self.model, "tokenizer", error) from error
