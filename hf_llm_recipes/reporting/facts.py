@@ -16,6 +16,7 @@ from hf_llm_recipes.rundir import RunDirectory
 
 SAMPLES = "samples.jsonl"  # of the callback `samples`
 STAGE = re.compile(r"stage-(\d+)\.jsonl")
+MOST_CELLS = 4_000_000  # of the predictions: some 300 MiB as Python's numbers
 Lines = list[dict[str, Any]]
 
 
@@ -149,7 +150,11 @@ def _predictions(path: Path, facts: Facts) -> dict[str, list[Any]]:
     if not path.is_file():
         return {}
     try:
-        return pyarrow.parquet.read_table(path).to_pydict()
+        table = pyarrow.parquet.read_table(path)
+        most = MOST_CELLS // max(1, table.num_columns)
+        if table.num_rows > most:
+            facts.troubles.append(f"{path.name}: {most:,} of its {table.num_rows:,} rows were looked at")
+        return table.slice(0, most).to_pydict()
     except (OSError, pyarrow.ArrowException) as error:
         facts.troubles.append(f"{path.name} cannot be read: {error}")
         return {}

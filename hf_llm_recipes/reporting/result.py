@@ -180,7 +180,7 @@ def _beside(facts: Facts) -> Html:
             "supervised baseline: the same labeled rows, tuning, seed and steps.",
         )
     caption = "On the same test rows, 95 % interval below each score"
-    header = ["", *map(name_of, scores), "rows"]
+    header = ["of", *map(name_of, scores), "rows"]
     made = table(caption, header, lines, numbers=range(1, len(scores) + 2))
     return joined([element("h3", "What stands beside it"), made, spent])
 

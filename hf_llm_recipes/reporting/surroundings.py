@@ -111,7 +111,7 @@ def environment(facts: Facts) -> Html:
 def files(facts: Facts) -> Html:
     """What lies in the run's folder."""
     names = {name: size for name, size in facts.files.items() if not name.startswith(".")}
-    names.setdefault("report.html", 0)
+    names["report.html"] = 0  # not yet as long as it will be
     rows = [[name, _size(size) if size else "–", WHAT.get(name, "")] for name, size in sorted(names.items())]
     made = table("Files of this run", ["file", "size", "what it is"], rows, numbers=[1], hidden_caption=True)
     return section("Files", made, identity="files")
@@ -147,7 +147,7 @@ def _findings(findings: Mapping[str, Any]) -> Html:
     if not keys:
         return Html("")
     rows = [[name_of(key), *(number(one.get(key)) for one in splits.values())] for key in keys]
-    return table("What was found in them", ["", *splits], rows, numbers=range(1, len(splits) + 1))
+    return table("What was found in them", ["figure", *splits], rows, numbers=range(1, len(splits) + 1))
 
 
 def _pool_findings(splits: Mapping[str, Mapping[str, Any]]) -> Html:
@@ -155,7 +155,7 @@ def _pool_findings(splits: Mapping[str, Mapping[str, Any]]) -> Html:
     if not found:
         return Html("")
     rows = [[name_of(key), number(value)] for key, value in found.items()]
-    return table("What was found in the pool", ["", "value"], rows, numbers=[1])
+    return table("What was found in the pool", ["figure", "value"], rows, numbers=[1])
 
 
 def _differences(lines: Sequence[str]) -> Html:

@@ -163,10 +163,10 @@ def _measured(training: Mapping[str, Any]) -> Html:
         if was is not None
     ]
     if not predicted:
-        return table("Measured", ["", "measured"], [row[:2] for row in rows], numbers=[1])
+        return table("Measured", ["figure", "measured"], [row[:2] for row in rows], numbers=[1])
     return table(
         "Predicted before the training, and measured",
-        ["", "measured", "predicted", "predicted ÷ measured"],
+        ["figure", "measured", "predicted", "predicted ÷ measured"],
         rows,
         numbers=[1, 2, 3],
     )
