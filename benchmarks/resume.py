@@ -307,18 +307,19 @@ def _run(values: dict[str, Any], prepare: Callable[[], None] | None) -> int:
     import logging
     import traceback
 
-    import hf_llm_recipes.run as engine
     from hf_llm_recipes.errors import InterruptedRunError
-    from hf_llm_recipes.recipe import Recipe
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    if prepare is not None:
-        prepare()
     try:
+        import hf_llm_recipes.run as engine
+        from hf_llm_recipes.recipe import Recipe
+
+        logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+        if prepare is not None:
+            prepare()
         engine.run(Recipe.from_dict(values))
     except InterruptedRunError as error:
         return error.exit_code
-    except KeyboardInterrupt:  # after the training
+    except KeyboardInterrupt:  # before or after the training
         return 130
     except BaseException:  # the last frame of a process that must not return into its parent
         traceback.print_exc()
@@ -380,6 +381,8 @@ def tortured(
     told: dict[str, Any] = {**dict.fromkeys(COUNTED, 0), "events": []}
     log, todo, given_kinds = out.with_suffix(".txt"), list(kinds), bool(kinds)
     for _ in range(40):
+        if (out / "metrics.json").is_file():  # killed or stopped when all was done
+            break
         resumes = (out / "recipe.yaml").is_file()
         given = {**values, "output": str(out), **({"resume": True} if resumes else {})}
         if not resumes:
@@ -395,12 +398,12 @@ def tortured(
             kind = todo.pop(0) if todo else "none"
         event, delay = rng.randint(1, EVENTS), rng.choice([0, 0, 0.001, 0.004])
         prepare = kill_within_a_write(event, delay) if kind == "write" else None
+        before = _changed(out)
         pid = start(given, log, prepare)
         number = rng.choice(list(STOPS)) if kind == "stop" else signal.SIGKILL
-        code = _killed(pid, kind, out, rng, seconds, lines, number)
+        code = _killed(pid, kind, out, rng, seconds, lines, number, before)
         if code == 0:
-            told["passed_over"] = log.read_text(encoding="utf-8").count("is passed over")
-            return told
+            break
         if code in STOPS.get(number, ()):
             told["stops"] += 1
             told["events"].append(f"{signal.Signals(number).name}")
@@ -411,20 +414,21 @@ def tortured(
         told["kills"] += 1
         told["within_a_write"] += within
         told["events"].append(f"{kind}{'*' if within else ''}")
-    return {**told, "error": "it never ended"}
+    else:
+        return {**told, "error": "it never ended"}
+    told["passed_over"] = log.read_text(encoding="utf-8").count("is passed over")
+    return told
 
 
 def _killed(
-    pid: int, kind: str, out: Path, rng: random.Random, seconds: float, lines: int, number: int
+    pid: int, kind: str, out: Path, rng: random.Random, seconds: float, lines: int, number: int, before: int
 ) -> int:
     """Waits for the end of a process, which it brings about for all kinds but those within a write."""
     code: int | None = None
     if kind == "moment":
         code = ended(pid, rng.uniform(0.3, 1.0) * seconds)
     elif kind in ("line", "stop"):
-        wanted, until = rng.randint(1, lines), time.monotonic() + LIMIT
-        while code is None and time.monotonic() < until and _count(out) < wanted:
-            code = ended(pid, 0.01)
+        code = _ended_by_its_lines(pid, out, before, rng, lines)
         code = ended(pid, rng.uniform(0, 0.05)) if code is None else code
     else:
         code = ended(pid, LIMIT)
@@ -432,6 +436,21 @@ def _killed(
         os.killpg(pid, number)
         code = ended(pid, LIMIT)
     return -1 if code is None else code
+
+
+def _ended_by_its_lines(pid: int, out: Path, before: int, rng: random.Random, lines: int) -> int | None:
+    """Waits until a process has logged some lines; returns how it ended where it did before that."""
+    code, wanted, until = None, None, time.monotonic() + LIMIT
+    while code is None and time.monotonic() < until and (wanted is None or _count(out) < wanted):
+        if wanted is None and _changed(out) != before:  # it has cut its log back, or begun one
+            wanted = rng.randint(_count(out) + 1, max(lines, _count(out) + 1))
+        code = ended(pid, 0.01)
+    return code
+
+
+def _changed(out: Path) -> int:
+    path = out / "log.jsonl"
+    return path.stat().st_mtime_ns if path.is_file() else 0
 
 
 def _count(out: Path) -> int:

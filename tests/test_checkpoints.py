@@ -7,6 +7,7 @@ import os
 
 import pytest
 import torch
+from datasets import Dataset
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -174,13 +175,14 @@ class Stop(TrainerCallback):
 ROWS = [{"x": torch.tensor([float(i)]), "labels": torch.tensor([2.0 * i])} for i in range(1, 9)]
 
 
-def trainer_of(folder, *callbacks, **arguments):
+def trainer_of(folder, *callbacks, rows=ROWS, **arguments):
     given = {
         "max_steps": 10,
         "per_device_train_batch_size": 2,
         "logging_steps": 3,
         "save_steps": 2,
-        "learning_rate": 0.01,
+        "learning_rate": 0.002,
+        "max_grad_norm": 0,  # clipped steps would all be as long
         "optim": "sgd",
         "lr_scheduler_type": "constant",
         "report_to": "none",
@@ -192,7 +194,7 @@ def trainer_of(folder, *callbacks, **arguments):
     made = Trainer(
         model=Noisy(),
         args=TrainingArguments(output_dir=str(folder), **given),
-        train_dataset=ROWS,
+        train_dataset=rows,
         eval_dataset=ROWS,
         callbacks=list(callbacks),
     )
@@ -238,6 +240,25 @@ def test_a_training_goes_on_to_the_same_bits_and_lines(tmp_path, case):
     assert history(again) == history(whole)
     assert resumed.training_loss == result.training_loss
     assert again.state.global_step == 10
+
+
+@pytest.mark.parametrize("at", [4, 6, 8])
+def test_a_stream_goes_on_within_its_second_epoch(tmp_path, at):
+    """Four steps are an epoch; another order of rows each."""
+    plain = [{"x": [float(i)], "labels": [2.0 * i]} for i in range(1, 9)]
+
+    def rows():
+        return Dataset.from_list(plain).to_iterable_dataset().shuffle(seed=0, buffer_size=8)
+
+    whole = trainer_of(tmp_path / "whole", rows=rows())
+    whole.train()
+    cut = trainer_of(tmp_path / "cut", Stop(at), rows=rows())
+    with pytest.raises(KeyboardInterrupt):
+        cut.train()
+    again = trainer_of(tmp_path / "cut", rows=rows())
+    again.train(resume_from_checkpoint=str(tmp_path / "cut" / f"checkpoint-{at}"))
+    assert torch.equal(again.model.w, whole.model.w)
+    assert history(again) == history(whole)
 
 
 def test_a_moved_training_finds_its_best_beside_the_others(tmp_path):

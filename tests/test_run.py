@@ -457,18 +457,27 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(recipe, monke
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs takes root")
 def test_a_disk_that_fills_up_keeps_the_last_checkpoint_and_says_how_to_go_on(recipe, tmp_path, monkeypatch):
     import hf_llm_recipes.rundir as rundir
+    from hf_llm_recipes.checkpoints import problem_of
 
     small = tmp_path / "small"
     small.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(small)], check=True)
     try:
         monkeypatch.setattr(rundir, "need_space", lambda *a: None)  # the estimate would refuse it at once
+        values = {**recipe, "output": str(small / "out")}
+        often = ("trainer.save_steps=1", "trainer.save_total_limit=9")
         with pytest.raises(RunError, match=r"the disk is full .*\n  do: free some space; then hf-llm"):
-            go({**recipe, "output": str(small / "out")}, "trainer.save_steps=1", "trainer.save_total_limit=9")
+            go(values, *often)
         first = small / "out" / "checkpoints" / "checkpoint-1"
-        assert (first / "model.safetensors").exists()
+        assert problem_of(first) is None
+        assert not (small / "out" / "checkpoints" / ".writing").exists()
         assert not (small / "out" / "model").exists()
         assert not (small / "out" / "metrics.json").exists()
+        subprocess.run(["mount", "-o", "remount,size=20m", str(small)], check=True)
+        again = go(values, *often, "resume=true")
+        whole = go({**recipe, "output": str(tmp_path / "whole")}, *often)
+        weights = [(run.path / "model" / "model.safetensors").read_bytes() for run in (again, whole)]
+        assert weights[0] == weights[1]
     finally:
         subprocess.run(["umount", "--lazy", str(small)], check=True)
 
