@@ -32,6 +32,7 @@ from hf_llm_recipes.registry import CALLBACKS
 log = logging.getLogger("hf_llm_recipes")
 
 IGNORED = -100
+UNKNOWN = "its rows are not known"
 TOLD = 5  # of each kind of finding; the rest is counted
 KEPT = 50  # steps remembered for the report
 FEW = 20  # losses before one can be told to be unlike them
@@ -224,7 +225,7 @@ class TrainingGuard(TrainerCallback, ExportableState):
             rows.append((found, bool(bad)))
         kept = [row for found, bad in rows if bad or not narrowed for row in found]
         if not kept:
-            return "its rows are not known"
+            return UNKNOWN
         listed = ", ".join(map(str, kept[:16])) + (", …" if len(kept) > 16 else "")
         return f"training row{'s' if len(kept) > 1 else ''} {listed}, counted from 0"
 
@@ -232,7 +233,7 @@ class TrainingGuard(TrainerCallback, ExportableState):
         """Drops the gradients, so that the optimizer does nothing; then stops or counts."""
         told = self.when_not_finite == "stop" or self.skipped_in_all < TOLD
         last = self.when_not_finite == "stop" or self.in_a_row + 1 >= self.most_skipped
-        rows = "its rows are not known"
+        rows = UNKNOWN
         if (told or last) and self._trainer is not None:
             rows = self._rows(list(range(len(self._batches))), only_guilty=True)
         for group in optimizer.param_groups:
@@ -258,9 +259,10 @@ class TrainingGuard(TrainerCallback, ExportableState):
         checkpoint = get_last_checkpoint(args.output_dir)
         kept = f"the last checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
         often = f", {self.in_a_row} steps in a row" if self.when_not_finite == "skip" else ""
+        look = "look at these rows; " if rows != UNKNOWN else ""
         return RunError(
             f"step {step}: {what}{often}; {rows}. No weight was changed; {kept}",
-            hint="look at these rows; try a lower learning_rate, warmup_steps, or max_grad_norm; or "
+            hint=f"{look}try a lower learning_rate, warmup_steps, or max_grad_norm; or "
             "`callbacks: [{name: training_guard, when_not_finite: skip}]`",
         )
 
