@@ -114,7 +114,10 @@ class Subject(_Runner):
         """Returns where a row stands, with the file or split that it came from."""
         origin = self.whole.description.get("splits", {}).get(split, {}).get("origin")
         said = f"{split} split" if split != "unlabeled" else "unlabeled rows"
-        said += f" ({Path(origin).name if '/' in origin else origin})" if origin and origin != split else ""
+        named = self.plan.source.name
+        if origin in (None, split):  # the one file's own split
+            origin = named if Path(named).suffix else None
+        said += f" ({Path(origin).name if '/' in origin else origin})" if origin else ""
         return said if row is None else f"{said}, row {self.place(split, row)}"
 
     def sampled(self, split: str) -> str:
