@@ -445,6 +445,12 @@ def test_rows_labels_and_file_names_that_mean_harm_go_through_a_whole_run(
     assert "<b>x" not in page
     assert "&lt;script&gt;" in page
     assert "\x1b" not in card
+    assert call("check", "r.yaml", "--no-estimate", "--html", "check.html")[0] in (0, 1)
+    pages = [tmp_path / "check.html", *(tmp_path / "[red]out").glob("*.html")]
+    for made in (page.read_text() for page in pages):
+        assert "<script>alert" not in made
+        assert "<b>x" not in made
+        assert "&lt;script&gt;alert" in made
     assert json.loads((tmp_path / "[red]out" / "metrics.json").read_text())["test"]["labels"]
 
 
