@@ -39,7 +39,7 @@ FEW = 20  # losses before one can be told to be unlike them
 MAD_TO_SIGMA = 1.4826  # of a normal distribution
 COUNTERS = (
     *("losses", "skipped", "skipped_in_all", "in_a_row", "spikes", "spikes_in_all"),
-    *("masked_batches", "zero_in_a_row", "dead"),
+    *("masked_batches", "zero_in_a_row", "dead", "steps", "lost", "steps_since_log", "lost_since_log"),
 )
 
 
@@ -90,7 +90,7 @@ class TrainingGuard(TrainerCallback, ExportableState):
         self._begin()
 
     def _begin(self) -> None:
-        self._steps = self._lost = self._steps_since_log = self._lost_since_log = 0
+        self.steps = self.lost = self.steps_since_log = self.lost_since_log = 0
         self._next_step()
 
     def _next_step(self) -> None:
@@ -140,16 +140,18 @@ class TrainingGuard(TrainerCallback, ExportableState):
     def see_logs(self, logs: dict[str, Any]) -> None:
         """Takes skipped steps out of the means, and counts them."""
         if "loss" in logs:
-            logs["loss"] *= _share(self._steps_since_log, self._lost_since_log)
-            self._steps_since_log = self._lost_since_log = 0
+            logs["loss"] *= _share(self.steps_since_log, self.lost_since_log)
+            self.steps_since_log = self.lost_since_log = 0
             if self.skipped_in_all:
                 logs["skipped_steps"] = self.skipped_in_all
         if "train_loss" in logs:
-            logs["train_loss"] *= _share(self._steps, self._lost)
+            logs["train_loss"] *= _share(self.steps, self.lost)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Begins anew."""
-        self._begin()
+        """Begins anew, or goes on."""
+        if state.global_step == 0:
+            self._begin()
+        self._next_step()
         self._strangers = None
 
     def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
@@ -160,8 +162,8 @@ class TrainingGuard(TrainerCallback, ExportableState):
         """
         step = state.global_step + 1
         loss, norm = self._values(model, optimizer, step)
-        self._steps += 1
-        self._steps_since_log += 1
+        self.steps += 1
+        self.steps_since_log += 1
         if loss is not None and not math.isfinite(loss):
             self._not_finite(f"the loss is {loss}", step, args, optimizer)
         elif not math.isfinite(norm):
@@ -250,8 +252,8 @@ class TrainingGuard(TrainerCallback, ExportableState):
 
     def _forget_loss(self) -> None:
         """Takes the finite part of the step's loss out of the sum that is logged."""
-        self._lost += 1
-        self._lost_since_log += 1
+        self.lost += 1
+        self.lost_since_log += 1
         for loss in self._losses:
             self._trainer._tr_loss -= torch.nan_to_num(loss, 0.0, 0.0, 0.0)
 

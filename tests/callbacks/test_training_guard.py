@@ -10,6 +10,7 @@ from transformers import Trainer, TrainingArguments
 from hf_llm_recipes.callbacks.overfitting import Overfitting
 from hf_llm_recipes.callbacks.training_guard import TrainingGuard, default_guards, guard_of, watch
 from hf_llm_recipes.errors import RunError
+from hf_llm_recipes.exact_resume import resume_exactly
 
 ROWS, WIDTH, POISON = 24, 3, 17  # the row whose loss is no number
 
@@ -337,6 +338,29 @@ def test_counters_survive_a_resume(tmp_path):
     assert len(guard.losses) == 10
     saved = json.loads((tmp_path / "b" / "checkpoint-7" / "trainer_state.json").read_text())
     assert saved["stateful_callbacks"]["TrainingGuard"]["attributes"]["skipped"] == [5]
+
+
+def test_a_mean_that_a_resume_cuts_in_two_is_that_of_one_piece(tmp_path):
+    def made(folder):
+        guard = TrainingGuard(when_not_finite="skip")
+        trainer = trainer_of(
+            folder,
+            [guard],
+            loss=poisoned(math.nan),
+            data=rows(POISONED),
+            logging_steps=6,
+            save_strategy="steps",
+        )
+        return resume_exactly(trainer)
+
+    whole = made(tmp_path / "a")
+    wanted = whole.train().metrics["train_loss"]
+    made(tmp_path / "b").train()
+    again = made(tmp_path / "b")
+    found = again.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-5"))  # the skipped step
+    logged = [line["loss"] for line in again.state.log_history if "loss" in line]
+    assert logged == [line["loss"] for line in whole.state.log_history if "loss" in line]
+    assert found.metrics["train_loss"] == pytest.approx(wanted)
 
 
 def test_without_watch_gradients_are_guarded_all_the_same(tmp_path):
