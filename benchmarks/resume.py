@@ -54,7 +54,8 @@ COUNTED = ("kills", "within_a_write", "stops", "spoilt", "passed_over")
 STOPS = {signal.SIGINT: (130,), signal.SIGTERM: (143, -signal.SIGTERM)}  # how such a process ends
 MOST_KILLS = 6  # of one run; then it may end
 SPOILT = 0.2  # share of resumes before which the newest checkpoint is spoilt
-EVENTS = 150  # in side folders, within which a kill falls; a checkpoint has about 40
+KINDS = ("line", "line", "moment", "write", "write", "write", "write", "stop")
+EVENTS = 80  # in side folders, within which a kill falls; a checkpoint has about 40
 LIMIT = 300  # seconds of one start, after which it hangs
 
 
@@ -390,7 +391,7 @@ def tortured(
         if given_kinds:
             kind = todo.pop(0) if todo else "none"
         else:
-            kind = rng.choice(["line", "moment", "write", "write", "stop"])
+            kind = rng.choice(KINDS)
             kind = kind if told["kills"] < MOST_KILLS else "none"
         if kind == "spoil" or (not given_kinds and resumes and rng.random() < SPOILT):
             _spoil(out, rng, told)
