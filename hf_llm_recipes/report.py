@@ -130,7 +130,7 @@ def _lead(facts: Facts) -> Html:
     algorithm = facts.section("algorithm").get("name")
     method = f"{method} ({algorithm})" if algorithm else method
     what = (
-        f"{model.get('name') or model.get('architecture') or 'a model'}, tuned by "
+        f"{model.get('name') or model.get('architecture') or 'a model'}, tuning "
         f"{facts.section('tuning').get('name', 'full')}{trained}, task "
         f"{facts.section('task').get('name', '?')}, method {method}."
     )

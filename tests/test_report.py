@@ -271,7 +271,7 @@ def test_an_unfinished_run_says_so_and_is_drawn(tmp_path):
     found = drawn(folder)
     assert "This run has not finished: it was not judged. The log ends at step 40." in found.text
     assert f"hf-llm-recipes run {folder}/recipe.yaml output={folder} resume=true" in found.text
-    assert "log.jsonl: 1 torn lines were left out" in found.text
+    assert "log.jsonl: 1 torn line was left out" in found.text
     assert "training: 2.0000 at step 10, 0.5000 at step 40; lowest 0.5000, highest 2.0000." in found.text
     assert "Result" not in found.words
 
@@ -451,7 +451,7 @@ def test_pseudo_labels_beside_the_prior(tmp_path):
 
 
 def test_stages_samples_and_what_else_is_logged(tmp_path):
-    log = [{"step": i, "loss": 1.0, "rewards/margins": i / 2, "kl": i * 2.0} for i in (1, 2)]
+    log = [{"step": i, "loss": 1.0, "rewards/margins": i / 2, "kl": i * 2.0, "clip/low": 0.5} for i in (1, 2)]
     folder = write_run(
         tmp_path / "run", metrics={"stages": [{"steps": 3, "last_loss": 0.5}], "test": {}}, log=log
     )
@@ -463,9 +463,24 @@ def test_stages_samples_and_what_else_is_logged(tmp_path):
     assert "training: 4.0000 at step 1, 2.0000 at step 2" in found.text
     assert "margins: 0.5000 at step 1, 1.0000 at step 2" in found.text
     assert "kl: 2.0000 at step 1, 4.0000 at step 2" in found.text
+    assert "The same at every log: clip/low 0.5000." in found.words
     assert found.table("Stages before the task")[1:] == [["1", "3", "0.5000"]]
     written = found.table("Behind 'Once'")[1:]
     assert (written[0], written[-1], len(written)) == (["0", "upon 0"], ["199", "upon 199"], 60)
+
+
+def test_what_the_callbacks_log_has_its_place(tmp_path):
+    log = [
+        {"step": i, "loss": 1.0, "throughput/tokens_per_second": 100.0 * i, "memory/host_peak_gib": float(i)}
+        | {"gradients/encoder": 10.0**i, "gradients/head": 1.0}
+        for i in (1, 2, 3)
+    ]
+    text = report.write(write_run(tmp_path / "run", log=log)).read_text(encoding="utf-8")
+    parts = dict(re.findall(r'<section aria-labelledby="(\w+)">(.*?)</section>', text, re.DOTALL))
+    assert "tokens per second: 100 at step 1, 300 at step 3" in parts["speed"]
+    assert "host peak gib: 1.0000 at step 1, 3.0000 at step 3" in parts["speed"]
+    assert "encoder: 10.0000 at step 1, 1,000 at step 3" in parts["curves"]
+    assert "method" not in parts
 
 
 def ranked(columns):
@@ -660,6 +675,7 @@ def test_figures_are_told_as_one_reads_them():
         "nan",
         "x",
     ]
+    assert markup.shortened("a\n\nb\n\n\n\nc") == "a\n\nb\n⏎ × 4\nc"
     assert markup.interval([0.25, 0.5], 2) == "0.25 – 0.50"
     assert markup.interval([-0.5, 0.25], 2) == "-0.50 to 0.25"
     assert markup.element("p", "a<b", markup.element("br"), None, class_='"x"') == (

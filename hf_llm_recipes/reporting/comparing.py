@@ -196,7 +196,7 @@ def _is_curve(key: str) -> bool:
     return (
         key not in left_out
         and not key.startswith(("train_", "unlabeled/class_"))
-        and not key.endswith(("_runtime", "_per_second"))
+        and not (key.startswith("eval_") and key.endswith(("_runtime", "_per_second")))
     )
 
 

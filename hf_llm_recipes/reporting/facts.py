@@ -117,7 +117,8 @@ def lines(path: Path, troubles: list[str]) -> Lines:
         else:
             lost += 1
     if lost:
-        troubles.append(f"{path.name}: {lost:,} torn lines were left out")
+        what = "1 torn line was" if lost == 1 else f"{lost:,} torn lines were"
+        troubles.append(f"{path.name}: {what} left out")
     return kept
 
 

@@ -8,6 +8,7 @@ Notable:
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
@@ -162,6 +163,6 @@ def name_of(key: Any) -> str:
 
 
 def shortened(text: Any, most: int = LONGEST) -> str:
-    """Returns a text of the data, cut where it is long."""
-    text = str(text)
+    """Returns a text of the data, cut where it is long; many line breaks in a row become their number."""
+    text = re.sub(r"\n{3,}", lambda found: f"\n⏎ × {len(found[0])}\n", str(text))
     return text if len(text) <= most else f"{text[:most].rstrip()} … ({len(text) - most:,} more characters)"

@@ -47,7 +47,8 @@ caption { text-align: left; color: var(--dim);
   padding-bottom: .3rem; } .unseen { position: absolute; width: 1px; height: 1px; overflow: hidden;
   clip-path: inset(50%); white-space: nowrap; }
 th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line);
-  vertical-align: top; overflow-wrap: normal; } tbody th { font-weight: 500; } thead th { color: var(--dim);
+  vertical-align: top; overflow-wrap: normal; } tbody th { font-weight: 500; }
+tbody th:not(.number) { min-width: 6rem; overflow-wrap: anywhere; } thead th { color: var(--dim);
   font-weight: 500; vertical-align: bottom; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .text { min-width: 14rem; max-width: 40rem; overflow-wrap: anywhere; white-space: pre-wrap; }
@@ -69,7 +70,7 @@ dl.facts { display: grid; grid-template-columns: minmax(7rem, auto) 1fr; gap: .2
   font-size: .95rem; } dl.facts dt { color: var(--dim); } dl.facts dd { margin: 0; }
 footer { color: var(--dim); font-size: .85rem; padding-bottom: 2rem; }
 @media (max-width: 30rem) { section { padding: .9rem; border-radius: 8px; } dl.facts {
-  grid-template-columns: 1fr; gap: 0; } dl.facts dd { margin-bottom: .5rem; } }
+  grid-template-columns: 1fr; gap: 0; } dl.facts dd { margin-bottom: .5rem; } .text { min-width: 11rem; } }
 @media print { section { break-inside: avoid; border: 0; } nav { display: none; } }
 """
 

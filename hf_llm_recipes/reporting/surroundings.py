@@ -68,7 +68,8 @@ def recipe(facts: Facts, shipped: tuple[str, Sequence[str]] | None) -> Html:
     if shipped is not None:
         name, differences = shipped
         said = (
-            f"Differs from the shipped recipe {name} in {len(differences)} places:"
+            f"Differs from the shipped recipe {name} in {len(differences)} "
+            f"{'place' if len(differences) == 1 else 'places'}:"
             if differences
             else f"The shipped recipe {name}, unchanged."
         )

@@ -32,9 +32,10 @@ SHARES = {  # of the unlabeled stream, within [0, 1]
 }
 LOSSES = ("loss", "eval_loss")
 NOT_DRAWN = ("step", "time", "epoch", "round", "total_flos", *LOSSES, "learning_rate", "grad_norm")
-SPEED = ("throughput/", "memory/")
+SPEED, PARTS = ("throughput/", "memory/"), "gradients/"  # of the callbacks of these names
 MOST_CHARTS = 18  # of what a method logs
 MOST_SAMPLES = 60
+Curves = dict[str, tuple[list[int], list[float]]]
 LAST_SHARE = 0.25  # of the logs that the histogram of pseudo-labels is taken from
 
 
@@ -47,6 +48,9 @@ def curves(facts: Facts) -> Html:
         made.append(
             charts.lines(f"Evaluation: {label}", {label: points(facts.log, key)}, ylabel=_unit(label))
         )
+    parts = [key for key in _keys(facts.log) if key.startswith(PARTS)]
+    norms = {name_of(key.removeprefix(PARTS)): points(facts.log, key) for key in parts}
+    made.append(charts.lines("Gradient norms of the parts", norms, logarithmic=True))
     for number_, lines in facts.stages.items():
         made += _loss_and_rate(lines, f"Stage {number_ + 1}: ")
     return section("Learning curves", _figures(made), identity="curves")
@@ -320,29 +324,34 @@ def _flat(one: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _other_curves(log: Lines) -> Html:
-    """Whatever else is logged, one figure a word before the slash, or one a key."""
-    groups: dict[str, dict[str, Any]] = {}
+    """Whatever else is logged: one figure a word before the slash where sizes are alike, else one a key."""
+    groups: dict[str, Curves] = {}
+    constant = []
     for key in _keys(log):
-        if key in NOT_DRAWN or key.startswith((UNLABELED, "eval_", "train_", *SPEED)):
+        if key in NOT_DRAWN or key.startswith((UNLABELED, "eval_", "train_", *SPEED, PARTS)):
             continue
-        found = points(log, key)
-        if len(found[0]) < 2:
-            continue
-        group, _, name = key.rpartition("/")
-        groups.setdefault(group or key, {})[name_of(name or key)] = found
+        steps, values = points(log, key)
+        if len(steps) > 1 and min(values) == max(values):
+            constant.append(f"{name_of(key)} {number(values[0])}")
+        elif len(steps) > 1:
+            group = key.rpartition("/")[0] or key
+            groups.setdefault(group, {})[name_of(key.rpartition("/")[2])] = (steps, values)
     made = []
-    for group, series in groups.items():
-        near = _like(series)
-        for part in [series] if near else [{name: xy} for name, xy in series.items()]:
-            title = name_of(group) if len(part) > 1 or group == key else f"{name_of(group)}"
-            only = next(iter(part))
-            title = title if len(part) > 1 or only == title else f"{title}: {only}"
-            made.append(charts.lines(title.capitalize(), part))
+    for group, series in sorted(groups.items(), key=lambda pair: "reward" not in pair[0]):
+        for part in [series] if _like(series) else [{name: xy} for name, xy in series.items()]:
+            made.append(charts.lines(_title(group, list(part)), part))
     drawn = _figures(made[:MOST_CHARTS])
-    return joined([element("h3", "Logged by the method"), drawn]) if drawn else Html("")
+    still = element("p", f"The same at every log: {'; '.join(constant)}.") if constant else ""
+    return joined([element("h3", "Logged by the method"), drawn, still]) if drawn or still else Html("")
 
 
-def _like(series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> bool:
+def _title(group: str, names: Sequence[str]) -> str:
+    whole = name_of(group).replace("/", ": ")
+    title = whole if len(names) > 1 or names[0] == whole else f"{whole}: {names[0]}"
+    return title[:1].upper() + title[1:]
+
+
+def _like(series: Curves) -> bool:
     """Whether curves can share an axis: none is more than thirty times another's size."""
     sizes = [max(abs(value) for value in y) for _, y in series.values()]
     return len(sizes) <= 4 and max(sizes) <= 30 * max(min(sizes), 1e-12)
