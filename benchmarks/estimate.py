@@ -28,7 +28,13 @@ BASES = {
 }
 TASKS = {
     "classify": ("classify/full", ["task.max_length=64", "trainer.per_device_train_batch_size=16"]),
-    "chat": ("chat/sft-full", ["task.max_length=256", "trainer.per_device_train_batch_size=4"]),
+    "chat": (
+        "chat/sft-full",
+        [
+            *("task.max_length=256", "task.generation.max_new_tokens=4", "task.examples=null"),
+            *("data.test=test[:8]", "trainer.per_device_train_batch_size=4"),
+        ],
+    ),
 }
 CHILD = """
 import json, sys, time

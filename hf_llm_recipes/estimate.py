@@ -197,6 +197,7 @@ def _parts_here(runner: Any, found: Any) -> list[Part]:
     rest -= base
     if rest > 0:
         parts.append(Part("workspace", rest, "measured beyond the parts: temporaries, the allocator's slack"))
+    parts.append(Part("judging", found.judging, "the test split afterwards: its longest rows, and libraries"))
     parts.append(Part("teacher", teacher_bytes(runner), "the averaged or second set of trained weights"))
     if found.scale > 1:
         more = int((found.scale - 1) * (found.activations + found.logits))
@@ -208,7 +209,7 @@ def _parts_here(runner: Any, found: Any) -> list[Part]:
 def _elsewhere(estimate: Estimate, runner: Any, device: str) -> Estimate:
     """The parts as they will be on a named GPU."""
     half = "float16" if device in NO_BFLOAT16 else "bfloat16"
-    kept = {"process", "workspace"}
+    kept = {"process", "workspace", "judging"}
     halved = runner.plan.model.dtype == "auto"
     parts = []
     for part in estimate.memory:

@@ -43,6 +43,7 @@ class Probed:
         logits: Bytes that it keeps of them.
         optimizer_bytes: Of the optimizer's states.
         peak: Bytes at the peak, of the process or of torch's allocator on a GPU.
+        judging: By how much the judgement on the test split raises the peak.
         base: Bytes of the process before the probe, without the model; 0 on a GPU.
         optimizer_steps: Of the whole training.
         seconds_per_step: Of an optimizer step.
@@ -57,6 +58,7 @@ class Probed:
     logits: int = 0
     optimizer_bytes: int | None = None
     peak: int = 0
+    judging: int = 0
     base: int = 0
     optimizer_steps: int | None = None
     seconds_per_step: float | None = None
@@ -93,11 +95,27 @@ def probe(runner: Any, *, steps: int = 3) -> Probed:
         trainer = trainer_of(runner, Path(folder), [], method=Supervised(), dataloader_num_workers=0)
         one = _Probe(trainer, vocabulary=_vocabulary(runner))
         found = one.run(steps)
+        if found.took_steps and not runner.plan.task.judges_model:
+            _judge(runner, trainer)
+            found.judging = peak_bytes() - found.peak
         if found.took_steps and not isinstance(method, Supervised):
             _add_method(runner, one, found)
     if device_here() == "cpu":
         found.base = max(before, 0)
     return found
+
+
+def _judge(runner: Any, trainer: Any) -> None:
+    """What comes after the training: the longest test rows without gradients, and the libraries of scores."""
+    import evaluate  # noqa: F401
+    import sklearn.metrics  # noqa: F401
+
+    test = runner.prepared.test
+    longest = np.argsort(-runner.plan.task.lengths(test), kind="stable")
+    batches = trainer.get_test_dataloader(test.select(longest[: trainer.args.per_device_eval_batch_size]))
+    trainer.model.eval()
+    for batch in batches:
+        trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)
 
 
 def _add_method(runner: Any, one: _Probe, found: Probed) -> None:
