@@ -122,6 +122,11 @@ def take_up(root: Path, *, needs_best: bool = False) -> Found:
         if problem is None:
             if not (path / MANIFEST).exists():
                 said.append(f"{_name(path, root)} has no {MANIFEST}: taken as it is, from an earlier version")
+            if not any(path.glob("*optim*")) and not any(path.glob("global_step*")):
+                said.append(
+                    f"{_name(path, root)} has no state of the optimizer (`trainer.save_only_model`): "
+                    "the training goes on, but to other bits"
+                )
             return Found(path, said)
         said.append(f"{_name(path, root)} is not whole and is passed over: {problem}")
     if said:

@@ -20,6 +20,7 @@ def make(root, number, *, sealed=True, **state):
     folder = root / f"checkpoint-{number}"
     (folder / "adapter").mkdir(parents=True)
     (folder / "adapter" / "weights.bin").write_bytes(b"abc")
+    (folder / "optimizer.pt").write_bytes(b"moments")
     (folder / STATE).write_text(json.dumps({"global_step": number, **state}))
     if sealed:
         seal(folder)
@@ -30,7 +31,7 @@ def make(root, number, *, sealed=True, **state):
 def test_the_manifest_names_every_file_with_size_and_hash(tmp_path):
     folder = make(tmp_path, 4)
     files = json.loads((folder / MANIFEST).read_text())["files"]
-    assert set(files) == {"adapter/weights.bin", STATE}
+    assert set(files) == {"adapter/weights.bin", "optimizer.pt", STATE}
     # SHA-256 of "abc", FIPS 180-2, appendix B.1
     assert files["adapter/weights.bin"] == {
         "size": 3,
@@ -84,6 +85,18 @@ def test_one_of_an_earlier_version_is_taken_with_a_note(tmp_path):
     assert take_up(tmp_path).path == old
     (tmp_path / checkpoints.SINCE).write_text("4")
     assert take_up(tmp_path).path is None
+
+
+def test_weights_alone_are_gone_on_from_but_not_in_silence(tmp_path):
+    folder = make(tmp_path, 4, sealed=False)
+    (folder / "optimizer.pt").unlink()
+    seal(folder)
+    found = take_up(tmp_path)
+    assert found.path == folder
+    assert found.said == [
+        "checkpoint-4 has no state of the optimizer (`trainer.save_only_model`): "
+        "the training goes on, but to other bits"
+    ]
 
 
 def test_a_checkpoint_whose_best_is_lost_is_no_way_on_for_a_training_that_loads_it(tmp_path):
