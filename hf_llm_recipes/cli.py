@@ -146,6 +146,23 @@ def convert(
 
 
 @app.command()
+def merge(
+    run_directory: RunArgument,
+    out: Annotated[Path | None, typer.Argument(help="A new folder; RUN/merged without it.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    rows: Annotated[int, typer.Option(min=1, help="How many both models answer.")] = 16,
+    data: Annotated[Path | None, typer.Option(help="A file of rows in place of the test split.")] = None,
+    trust_code: TrustCode = False,
+) -> None:
+    """Merge a run's adapter into its base, and keep it only if it answers as the run does."""
+    _log_to_terminal()
+    from hf_llm_recipes.merging import merge as merged
+
+    folder, parity = merged(run_directory, out, dtype=dtype, rows=rows, data=data, trust_code=trust_code)
+    typer.echo(f"the merged model is the run's: {parity.sentence()}\nmodel: {folder}")
+
+
+@app.command()
 def copy(
     recipe: RecipeArgument,
     target: Annotated[Path, typer.Argument(help="A folder, or the new file's name.")] = Path("."),

@@ -33,7 +33,7 @@ def evaluate_run(
     """
     run = RunDirectory.existing(directory)
     predictor = Predictor.load(directory, trust_code=trust_code)
-    rows = _test_rows(run.recipe(), predictor) if data is None else _file_rows(run.recipe(), data)
+    rows = test_rows(run.recipe(), predictor) if data is None else file_rows(run.recipe(), data)
     with _said_of(data):
         return predictor.judge(rows)
 
@@ -67,7 +67,7 @@ def predict_file(
     predictor = Predictor.load(directory, trust_code=trust_code)
     predictor.write_with(settings or {}, seed)
     recipe = RunDirectory.existing(directory).recipe()
-    rows = _file_rows(recipe, source)
+    rows = file_rows(recipe, source)
     with _said_of(source):
         answers = predictor.predict(rows)
     for key in answers[0]:
@@ -113,7 +113,8 @@ def _said_of(path: str | Path | None) -> Iterator[None]:
         raise DataError(error.what, where=where, allowed=error.allowed, hint=error.hint) from error
 
 
-def _test_rows(recipe: Recipe, predictor: Predictor) -> Any:
+def test_rows(recipe: Recipe, predictor: Predictor) -> Any:
+    """Returns the test split of a run's data."""
     from hf_llm_recipes.data.loading import Source, load
 
     source = recipe.build("data", cls=Source)
@@ -122,7 +123,8 @@ def _test_rows(recipe: Recipe, predictor: Predictor) -> Any:
     return load(source, stratify_by=task.stratify_by, text_columns=texts).test
 
 
-def _file_rows(recipe: Recipe, path: str | Path) -> Any:
+def file_rows(recipe: Recipe, path: str | Path) -> Any:
+    """Returns the rows of a file that has the columns of a run's data."""
     from hf_llm_recipes.data.loading import Source, read_rows
 
     source = recipe.build("data", cls=Source)

@@ -39,18 +39,19 @@ class Predictor:
         self.model, self.tokenizer, self.task = model, tokenizer, task
 
     @classmethod
-    def load(cls, path: str | Path, *, trust_code: bool = False) -> Predictor:
+    def load(cls, path: str | Path, *, trust_code: bool = False, merged: bool = False) -> Predictor:
         """Loads a run directory, or the ``model/`` folder of one.
 
         Args:
             path: It.
             trust_code: Whether Python code that the run brings or names may run.
+            merged: Whether an adapter becomes part of its base, a quantised one dequantised first.
 
         Raises:
             RunError: no run, an unfinished one, one whose code is not trusted, or its weights do not load.
         """
         folder = model_folder(path)
-        task, record = saved_task(folder, trust_code=trust_code), _record(folder)
+        task, record = saved_task(folder, trust_code=trust_code), read_record(folder)
         trust.refuse_pickles(folder)
         tokenizer = _processor(folder, task, record["model"].get("trust_remote_code", False))
         model = _model.load_saved(
@@ -60,6 +61,7 @@ class Predictor:
             updates=_with_int_keys(record["config"]),
             pad_token_id=getattr(tokenizer, "pad_token_id", None),  # an image processor has none
             quantization=record["quantization"],
+            merged=merged,
         )
         return cls(model, tokenizer, task)
 
@@ -180,7 +182,7 @@ def saved_task(path: str | Path, *, trust_code: bool = False) -> Task:
         RunError: no finished run, or code that is not trusted or cannot be imported.
     """
     folder = model_folder(path)
-    record = _record(folder)
+    record = read_record(folder)
     trust.check_run(record, folder.parent / RECIPE, trust_code=trust_code)
     fields = dict(record["task"])
     task = TASKS.get(fields.pop("name"))
@@ -247,7 +249,12 @@ def _of_record(make: Callable[[], Any], folder: Path) -> Any:
         raise RunError(f"{RECORD} says what cannot be: {error}", where=str(folder)) from error
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> dict[str, Any]:
+    """Returns what ``save_record`` wrote.
+
+    Raises:
+        RunError: it is damaged.
+    """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         parts = [record[key] for key in ("task", "config", "model")]

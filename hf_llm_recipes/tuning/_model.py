@@ -430,6 +430,7 @@ def load_saved(
     updates: dict[str, Any],
     pad_token_id: int | None,
     quantization: dict[str, Any] | None,
+    merged: bool = False,
 ) -> PreTrainedModel:
     """Returns the model of a run in ``eval()``, an adapter on its base included.
 
@@ -440,6 +441,7 @@ def load_saved(
         updates: Configuration values that the task set.
         pad_token_id: Set on configurations that lack one.
         quantization: ``Built.quantization`` of the run.
+        merged: Whether the adapter becomes part of its base, a quantised one dequantised first.
 
     Raises:
         RunError: weights or base are missing or corrupt.
@@ -450,6 +452,7 @@ def load_saved(
     if not adapter:
         saved = ModelSource(name=str(folder), trust_remote_code=source.trust_remote_code)
         model, _ = _load(loader, saved, None, precision, None)
+        model = _dequantised(model) if merged else model
         return _placed(_in_one_dtype(model, precision.weights)).eval()
     from peft import PeftModel
 
@@ -459,10 +462,17 @@ def load_saved(
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = pad_token_id
     base, _ = _load(loader, source, config, precision, quantization)
+    base = _dequantised(base) if merged else base
     try:
-        return _placed(PeftModel.from_pretrained(base, str(folder))).eval()
+        model = _placed(PeftModel.from_pretrained(base, str(folder))).eval()
+        return model.merge_and_unload(safe_merge=True) if merged else model
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise RunError(f"the adapter could not be loaded: {error}", where=str(folder)) from error
+
+
+def _dequantised(model: PreTrainedModel) -> PreTrainedModel:
+    """Before an adapter is put on: afterwards it would break the adapter."""
+    return model.dequantize() if getattr(model, "is_quantized", False) else model
 
 
 def load_plain(source: ModelSource, auto_class: str, precision: Precision) -> PreTrainedModel:
