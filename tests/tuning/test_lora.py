@@ -55,7 +55,7 @@ def test_keys_are_loras_own_and_the_default_is_every_linear():
     assert Lora(r=2, target_modules=["query"]).config == {"r": 2, "target_modules": ["query"]}
     assert Lora.rest() is LoraConfig
     decided = {"task_type", "base_model_name_or_path", "inference_mode"}
-    assert set(Lora.refused()) == decided | {"megatron_config", "megatron_core"}  # peft imports what they name
+    assert set(Lora.refused()) == decided | {"megatron_config", "megatron_core"}  # peft imports them
     assert Lora.uses_adapter
     assert Lora().full_precision(None) == []
 
