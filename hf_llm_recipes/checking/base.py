@@ -11,6 +11,8 @@ from typing import Any, Literal
 from hf_llm_recipes.errors import UserError, visible
 
 Level = Literal["error", "warning", "info"]
+# What a forward or backward raises on rows or weights that do not fit it.
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, NotImplementedError)
 LEVELS: tuple[Level, ...] = ("error", "warning", "info")
 
 

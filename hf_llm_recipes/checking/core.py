@@ -6,6 +6,7 @@ what could be seen until then.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from hf_llm_recipes.checking import (
 )
 from hf_llm_recipes.checking.base import Finding, Report
 from hf_llm_recipes.checking.subject import Subject
+from hf_llm_recipes.errors import UserError
 from hf_llm_recipes.recipe import Recipe
 
 OF_DATA: dict[str, Callable[[Subject, Report], list[Finding]]] = {
@@ -58,7 +60,8 @@ def check(recipe: Recipe, *, estimate: bool = True) -> Report:
         for name, part in OF_DATA.items():
             _run(report, name, part, subject, report)
     if subject.whole is not None:
-        _run(report, "duplicates", duplicates.look, subject, report)
+        with contextlib.nullcontext() if ready else contextlib.suppress(UserError):  # told already
+            _run(report, "duplicates", duplicates.look, subject, report)
     if built:
         _of_model(subject, report)
     return report
@@ -76,7 +79,8 @@ def _of_model(subject: Subject, report: Report) -> None:
                 return
         with probe.stirred(made.trainer.model):
             _run(report, "gradients", gradients.look, subject, made, report)
-            _run(report, "reload", reload.look, subject, folder, report)
+            if not any(one.part == "gradients" and one.level == "error" for one in report.findings):
+                _run(report, "reload", reload.look, subject, folder, report)
 
 
 def _run(report: Report, name: str, part: Callable[..., list[Finding]], *given: Any) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from datasets import IterableDataset
 
 from hf_llm_recipes.checking.base import Finding, Report, named, share
 from hf_llm_recipes.checking.subject import Subject
@@ -33,6 +34,8 @@ FEW_SHARE = 20  # rows
 def look(subject: Subject, report: Report) -> list[Finding]:
     """Returns rows that are in the data twice."""
     splits = [split for split in ("test", "eval", "train", "unlabeled") if split in subject.splits()]
+    if not all(_is_readable(subject, split) for split in splits):
+        return []
     where = {split: subject.where(split) for split in splits}
     keys, texts = {}, {}
     for split in splits:
@@ -48,6 +51,17 @@ def look(subject: Subject, report: Report) -> list[Finding]:
     if texts:
         made += near(texts, where, drops)
     return made
+
+
+def _is_readable(subject: Subject, split: str) -> bool:
+    """Whether rows are there whole, with the task's columns: what is wrong with others is told elsewhere."""
+    rows, task = subject.all_rows(split), subject.task
+    if isinstance(rows, IterableDataset):
+        return False
+    columns = [*task.input_columns]
+    if split != "unlabeled" and isinstance(task, (TextClassification, ImageClassification)):
+        columns += task.label if isinstance(task.label, list) else [task.label]
+    return set(columns) <= set(rows.column_names)
 
 
 def drops_of(subject: Subject) -> bool:
@@ -89,7 +103,7 @@ def _said(row: dict[str, Any], form: str) -> list[str]:
 def _pieces(value: Any) -> list[str]:
     if isinstance(value, list) and value and isinstance(value[0], dict):  # messages
         return [str(message.get("content") or "") for message in value]
-    return [" ".join(map(str, value)) if isinstance(value, list) else value or ""]
+    return [" ".join(map(str, value)) if isinstance(value, list) else str(value or "")]
 
 
 def without_shared(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from hf_llm_recipes.checking import probe
-from hf_llm_recipes.checking.base import Finding, Report, named
+from hf_llm_recipes.checking.base import FAILURES, Finding, Report, named
 from hf_llm_recipes.checking.probe import Gradient, Probe
 from hf_llm_recipes.checking.subject import Subject
 from hf_llm_recipes.methods.grpo import GRPO
@@ -16,8 +16,6 @@ from hf_llm_recipes.objectives.contrastive import Contrastive
 
 # Of two gradients' difference, as a share: what another order of sums may do to them.
 TOLERANCE = {"float32": 1e-3, "half": 0.05, "int8": 0.15}
-# What a forward or backward raises on rows or weights that do not fit it.
-FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, NotImplementedError)
 
 
 def look(subject: Subject, made: Probe, report: Report) -> list[Finding]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from hf_llm_recipes.checking.base import Finding, Report
+from hf_llm_recipes.checking.base import FAILURES, Finding, Report
 from hf_llm_recipes.checking.subject import Subject
+from hf_llm_recipes.errors import UserError
 from hf_llm_recipes.estimate import GIB, Estimate, estimate_run
 
 WHERE = "trainer"
@@ -11,10 +12,27 @@ WHERE = "trainer"
 
 def look(subject: Subject, report: Report) -> list[Finding]:
     """Adds the estimate to the report; returns whether it fits."""
-    report.estimate = found = estimate_run(subject)
+    try:
+        report.estimate = found = estimate_run(subject)
+    except FAILURES as error:
+        if isinstance(error, UserError):
+            return [Finding("error", "estimate", error.what, error.where, error.hint)]
+        return [untold(error)]
     if found.steps and subject.plan.trainer.get("max_steps", -1) <= 0:
         scale(found, len(subject.all_rows("train")) / len(subject.rows("train")))
     return too_much(found)
+
+
+def untold(error: BaseException) -> Finding:
+    """Returns why there is no estimate: a step fails, which the part on gradients looks into."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    return Finding(
+        "warning",
+        "estimate",
+        f"memory and time are not known: a training step fails ({type(error).__name__}: {first})",
+        WHERE,
+        "mend what the gradients say, then check again",
+    )
 
 
 def scale(found: Estimate, times: float) -> None:

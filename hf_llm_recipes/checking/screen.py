@@ -70,7 +70,8 @@ def _splits(report: Report) -> Table:
     for split, facts in report.splits.items():
         looked = "" if facts["looked_at"] == facts["rows"] else f" ({facts['looked_at']:,} seen)"
         cells = [split, f"{facts['rows']:,}{looked}"]
-        cells += _length_cells(facts) if measured else []
+        if measured:
+            cells += _length_cells(facts) if "length" in facts else [""] * 6
         made.add_row(*cells, *([_with_loss(facts)] if supervised else []))
     return made
 
