@@ -18,7 +18,7 @@ from hf_llm_recipes.errors import RunError, UserError
 from hf_llm_recipes.recipe import Recipe, home_as_tilde
 from hf_llm_recipes.reporting import charts, comparing, result, surroundings, training
 from hf_llm_recipes.reporting.facts import Facts, read
-from hf_llm_recipes.reporting.markup import Html, bullets, element, note
+from hf_llm_recipes.reporting.markup import Html, bullets, element, note, number
 from hf_llm_recipes.reporting.page import page
 from hf_llm_recipes.rundir import RunDirectory, path_of, writing
 from hf_llm_recipes.shipped import all_recipes
@@ -88,22 +88,9 @@ def write_at_end(directory: Path, resolve: Resolve | None = None) -> None:
 def run_page(facts: Facts, resolve: Resolve | None = None) -> str:
     """Returns the page of one run."""
     charts.restart()
-    sections = [
-        _state(facts),
-        result.result(facts),
-        training.curves(facts),
-        training.speed_and_memory(facts),
-        training.method(facts),
-        result.confusion(facts),
-        result.calibration(facts),
-        result.remarkable_rows(facts),
-        training.samples(facts),
-        surroundings.data(facts),
-        surroundings.recipe(facts, _shipped(facts, resolve)),
-        surroundings.environment(facts),
-        surroundings.files(facts),
-    ]
-    return page(facts.name, _lead(facts), sections, _footer())
+    sections = [_made(make, facts) for make in SECTIONS]
+    recipe = surroundings.recipe(facts, _shipped(facts, resolve))
+    return page(facts.name, _made(_lead, facts), [*sections[:-2], recipe, *sections[-2:]], _footer())
 
 
 def comparison_page(runs: Sequence[Facts]) -> str:
@@ -121,6 +108,18 @@ def comparison_page(runs: Sequence[Facts]) -> str:
     return page(f"{len(runs)} runs compared", lead, sections, _footer())
 
 
+def _made(make: Callable[[Facts], Html], facts: Facts) -> Html:
+    """A part of the page; where figures are not of the kind they should be, a sentence that says so."""
+    try:
+        return make(facts)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        said = (
+            f"{make.__name__.strip('_').replace('_', ' ')} cannot be drawn: {type(error).__name__}: {error}"
+        )
+        log.warning("%s: %s", facts.path, said)
+        return element("section", note(said, "warning"), aria_label=said)
+
+
 def _lead(facts: Facts) -> Html:
     """What was trained on what, in two sentences."""
     weights = facts.metrics.get("training", {}).get("parameters", {})
@@ -135,7 +134,7 @@ def _lead(facts: Facts) -> Html:
         f"{facts.section('task').get('name', '?')}, method {method}."
     )
     splits = facts.environment.get("data", {}).get("splits", {})
-    rows = ", ".join(f"{one.get('rows', 0):,} {name}" for name, one in splits.items())
+    rows = ", ".join(f"{number(one.get('rows'))} {name}" for name, one in splits.items())
     data = f"Data: {facts.section('data').get('name', '?')}" + (f", rows: {rows}." if rows else ".")
     times = [one["time"] for one in facts.log if isinstance(one.get("time"), int | float)]
     last = datetime.fromtimestamp(times[-1], timezone.utc) if times else None
@@ -187,3 +186,19 @@ def _written(output: str | Path, text: str) -> Path:
 def _footer() -> str:
     drawn = "" if charts.can_draw() else " Curves are drawn with: pip install 'hf_llm_recipes[report]'."
     return f"Written by hf_llm_recipes {__version__}. This file loads nothing from elsewhere.{drawn}"
+
+
+SECTIONS: tuple[Callable[[Facts], Html], ...] = (
+    _state,
+    result.result,
+    training.curves,
+    training.speed_and_memory,
+    training.method,
+    result.confusion,
+    result.calibration,
+    result.remarkable_rows,
+    training.samples,
+    surroundings.data,
+    surroundings.environment,
+    surroundings.files,
+)

@@ -297,6 +297,24 @@ def test_files_that_cannot_be_read_are_told(run):
     assert "0.7500" in found.text
 
 
+def test_figures_of_another_kind_cost_one_section_and_are_told(run, caplog):
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["test"]["calibration"]["bins"] = 5
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    with caplog.at_level(logging.WARNING, "hf_llm_recipes"):
+        found = drawn(run)
+    said = "calibration cannot be drawn: TypeError: 'int' object is not iterable"
+    assert said in found.words
+    assert f"{run}: {said}" in caplog.text
+    assert found.has("Rows by label and answer")
+
+
+def test_a_stream_has_no_number_of_rows(tmp_path):
+    streamed = {"data": {"splits": {"train": {"rows": None, "columns": ["text"]}, "test": {"rows": 4}}}}
+    found = drawn(write_run(tmp_path / "run", environment=streamed))
+    assert "rows: – train, 4 test." in found.text
+
+
 def test_a_run_without_its_model_says_so(run):
     shutil.rmtree(run / "model")
     assert "This run has no model: model/ is missing or not whole." in drawn(run).text
@@ -326,7 +344,7 @@ def test_what_is_no_run_is_refused(tmp_path, run):
 
 
 def test_a_report_that_fails_is_told_and_raises_nothing(run, monkeypatch, caplog):
-    monkeypatch.setattr(charts, "figure", lambda *given, **named: 1 / 0)
+    monkeypatch.setattr(report, "page", lambda *given, **named: 1 / 0)
     with caplog.at_level(logging.WARNING, "hf_llm_recipes"):
         report.write_at_end(run)
     assert "report.html was not written: ZeroDivisionError: division by zero" in caplog.text
