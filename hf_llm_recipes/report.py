@@ -15,7 +15,7 @@ from typing import Any
 
 from hf_llm_recipes import __version__, rundir
 from hf_llm_recipes.errors import RunError, UserError
-from hf_llm_recipes.recipe import Recipe, home_as_tilde
+from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.reporting import charts, comparing, result, surroundings, training
 from hf_llm_recipes.reporting.facts import Facts, read
 from hf_llm_recipes.reporting.markup import Html, bullets, element, note, number
@@ -139,7 +139,7 @@ def _lead(facts: Facts) -> Html:
     times = [one["time"] for one in facts.log if isinstance(one.get("time"), int | float)]
     last = datetime.fromtimestamp(times[-1], timezone.utc) if times else None
     ended = f" Last log {last:%Y-%m-%d %H:%M} UTC." if last else ""
-    return element("p", home_as_tilde(f"{what} {data}{ended}"), class_="lead")
+    return element("p", f"{what} {data}{ended}", class_="lead")
 
 
 def _state(facts: Facts, name: str = "") -> Html:
@@ -150,7 +150,7 @@ def _state(facts: Facts, name: str = "") -> Html:
         steps = f" The log ends at step {facts.log[-1]['step']:,}." if facts.log else " Nothing was logged."
         command = RunDirectory(facts.path).resume_command()
         said.append(note(f"{of}This run has not finished: it was not judged.{steps}", "warning"))
-        said.append(element("p", "To go on: ", element("code", home_as_tilde(command))))
+        said.append(element("p", "To go on: ", element("code", command)))
     elif not (facts.path / rundir.MODEL / rundir.RECORD).is_file():
         said.append(note(f"{of}This run has no model: {rundir.MODEL}/ is missing or not whole.", "warning"))
     if facts.troubles:

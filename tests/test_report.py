@@ -315,6 +315,15 @@ def test_a_stream_has_no_number_of_rows(tmp_path):
     assert "rows: – train, 4 test." in found.text
 
 
+def test_the_path_of_the_home_folder_is_nowhere(run, monkeypatch):
+    monkeypatch.setenv("HOME", str(run.parent))
+    (run / "predictions.parquet").write_bytes(b"PAR1")
+    (run / "metrics.json").unlink()
+    text = report.write(run).read_text(encoding="utf-8")
+    assert str(run.parent) not in text
+    assert "hf-llm-recipes run ~/run/recipe.yaml output=~/run resume=true" in text
+
+
 def test_a_run_without_its_model_says_so(run):
     shutil.rmtree(run / "model")
     assert "This run has no model: model/ is missing or not whole." in drawn(run).text

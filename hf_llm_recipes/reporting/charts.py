@@ -15,8 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hf_llm_recipes.errors import visible
-from hf_llm_recipes.reporting.markup import Html, element, number
+from hf_llm_recipes.reporting.markup import Html, element, number, plain
 
 SERIES = 8
 DASHES = ("-", "--", "-.", ":")
@@ -108,7 +107,7 @@ def lines(
                 DASHES[i // SERIES % len(DASHES)] if len(series) > SERIES else DASHES[i % len(DASHES)],
                 color=COLOURS[i % SERIES],
                 marker="o" if len(x) < 25 else None,
-                label=visible(name),
+                label=plain(name),
             )
         if bounds:
             room = 0.03 * (bounds[1] - bounds[0])
@@ -143,13 +142,13 @@ def told(series: Series, xlabel: str = "step") -> str:
 
 def bars(title: str, names: Sequence[str], series: Mapping[str, Sequence[float]], *, ylabel: str) -> Html:
     """Returns a figure of bars side by side, one group a name."""
-    names = [visible(name) for name in names]
+    names = [plain(name) for name in names]
     width = 0.8 / len(series)
 
     def draw(axes: Any) -> None:
         for i, (name, values) in enumerate(series.items()):
             at = [k + (i - (len(series) - 1) / 2) * width for k in range(len(values))]
-            axes.bar(at, values, width, color=COLOURS[i], label=visible(name), hatch="//" if i % 2 else None)
+            axes.bar(at, values, width, color=COLOURS[i], label=plain(name), hatch="//" if i % 2 else None)
         axes.set_xticks(
             range(len(names)), [_cut(name) for name in names], rotation=35 if len(names) > 4 else 0
         )
@@ -169,7 +168,7 @@ def bars(title: str, names: Sequence[str], series: Mapping[str, Sequence[float]]
 
 def intervals(title: str, found: Mapping[str, tuple[float, Sequence[float] | None]], *, xlabel: str) -> Html:
     """Returns a figure of points with their 95 % intervals, one below the other; the first stands out."""
-    names = [visible(name) for name in found]
+    names = [plain(name) for name in found]
 
     def draw(axes: Any) -> None:
         for i, (value, edges) in enumerate(found.values()):
@@ -283,7 +282,7 @@ def figure(
     return element(
         "figure",
         head,
-        _inline(buffer.getvalue(), visible(title), visible(said), next(_numbers)),
+        _inline(buffer.getvalue(), title, said, next(_numbers)),
         element("figcaption", said if caption is None else caption) if caption != "" else "",
     )
 

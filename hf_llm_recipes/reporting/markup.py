@@ -14,6 +14,7 @@ from html import escape
 from typing import Any
 
 from hf_llm_recipes.errors import visible
+from hf_llm_recipes.recipe import home_as_tilde
 
 VOID = ("meta", "br")
 LONGEST = 600  # characters of one text of the data
@@ -32,7 +33,7 @@ def element(tag: str, /, *children: Any, **attributes: Any) -> Html:
         **attributes: ``class_`` and ``for_`` lose their line, other lines become hyphens; None is left out.
     """
     said = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(visible(str(value)))}"'
+        f' {key.rstrip("_").replace("_", "-")}="{escape(plain(value))}"'
         for key, value in attributes.items()
         if value is not None
     )
@@ -45,11 +46,16 @@ def joined(parts: Iterable[Any]) -> Html:
     """Returns parts one behind the other; what is no ``Html`` is text."""
     return Html(
         "".join(
-            part if isinstance(part, Html) else escape(visible(str(part)))
+            part if isinstance(part, Html) else escape(plain(part))
             for part in parts
             if part is not None and part != ""
         )
     )
+
+
+def plain(text: Any) -> str:
+    """Returns text that nothing obeys, without the path of the home folder."""
+    return home_as_tilde(visible(str(text)))
 
 
 def table(

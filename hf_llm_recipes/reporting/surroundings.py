@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_llm_recipes.recipe import home_as_tilde
 from hf_llm_recipes.reporting.facts import Facts
 from hf_llm_recipes.reporting.markup import (
     Html,
@@ -119,9 +118,7 @@ def files(facts: Facts) -> Html:
 
 
 def _definitions(plain: Mapping[str, Any]) -> Html:
-    parts = [
-        joined([element("dt", key), element("dd", home_as_tilde(str(value)))]) for key, value in plain.items()
-    ]
+    parts = [joined([element("dt", key), element("dd", str(value))]) for key, value in plain.items()]
     return element("dl", *parts, class_="facts") if parts else Html("")
 
 
@@ -133,7 +130,7 @@ def _splits(splits: Mapping[str, Mapping[str, Any]]) -> Html:
             name,
             number(one.get("rows")),
             ", ".join(map(str, one.get("columns", []))),
-            home_as_tilde(str(one.get("origin", ""))),
+            str(one.get("origin", "")),
             str(one.get("fingerprint", ""))[:12],
         ]
         for name, one in splits.items()
