@@ -49,7 +49,7 @@ CHAT = (
     "{% for m in messages %}[CLS] {{ m.content }} [SEP]{% endfor %}"
     "{% if add_generation_prompt %}[CLS] {% endif %}"
 )
-TIMED = ("runtime", "preparation_time", "per_second")
+TIMED = ("runtime", "preparation_time", "step_time", "per_second")
 COUNTED = ("kills", "within_a_write", "stops", "spoilt", "passed_over")
 STOPS = {signal.SIGINT: (130,), signal.SIGTERM: (143, -signal.SIGTERM)}  # how such a process ends
 MOST_KILLS = 6  # of one run; then it may end
