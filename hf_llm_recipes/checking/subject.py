@@ -30,6 +30,7 @@ MOST_TEMPLATED = 4_000  # where each row goes through a chat template: a millise
 MOST_IMAGES = 2_000
 MOST_CHARACTERS = 20_000_000  # twenty seconds of tokenizing on one core
 MOST_PAIRED = 4_000_000  # characters that are cut into sentences and paired
+SPARED = 1.25
 OTHERS = 4  # so many times fewer of the other splits
 LEAST_ROWS = 200
 MOST_LABELS = 5_000  # more different ones are no classes, but numbers or texts
@@ -135,7 +136,7 @@ class Subject(_Runner):
         if rows is None or isinstance(rows, IterableDataset):
             return rows
         most = most_rows(self.task, rows) // (1 if part == "train" else OTHERS)
-        if len(rows) <= most:
+        if len(rows) <= SPARED * most:  # a sample that spares little is none
             return rows
         if isinstance(self.task, Objective):
             chosen = np.arange(most)  # neighbours: rows may be parts of one document
