@@ -560,7 +560,11 @@ class _Runner:
                 output_dir=str(folder),
                 seed=self.plan.seed,
                 device_arguments={**device_defaults(), **self.precision.trainer, **asked},
-                callbacks=[LogFile(str(self.directory / f"stage-{number}.jsonl")), stop, TrainingGuard(dead_after=None)],
+                callbacks=[
+                    LogFile(str(self.directory / f"stage-{number}.jsonl")),
+                    stop,
+                    TrainingGuard(dead_after=None),
+                ],
                 resume=checkpoints.take_up(folder).path if self.resumed else None,
             )
             figures.append(self.plan.recipe.located(lambda: stage.run(parts), "stages", number))  # noqa: B023
