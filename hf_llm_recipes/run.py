@@ -551,6 +551,7 @@ class _Runner:
         for number, stage in enumerate(self.plan.stages):
             folder = self.directory / rundir.CHECKPOINTS / f"stage-{number}"
             self._say([f"stage {number + 1} of {len(self.plan.stages)}: {type(stage).__name__}"])
+            log_file = LogFile(str(self.directory / f"stage-{number}.jsonl"))
             parts = StageParts(
                 model=self.built.model,
                 pool=self.prepared.unlabeled,
@@ -560,11 +561,7 @@ class _Runner:
                 output_dir=str(folder),
                 seed=self.plan.seed,
                 device_arguments={**device_defaults(), **self.precision.trainer, **asked},
-                callbacks=[
-                    LogFile(str(self.directory / f"stage-{number}.jsonl")),
-                    stop,
-                    TrainingGuard(dead_after=None),
-                ],
+                callbacks=[log_file, stop, TrainingGuard(dead_after=None)],
                 resume=checkpoints.take_up(folder).path if self.resumed else None,
             )
             figures.append(self.plan.recipe.located(lambda: stage.run(parts), "stages", number))  # noqa: B023
