@@ -92,7 +92,7 @@ def measured(subject: Subject, split: str) -> Lengths | None:
     kept_N = _kept(features, len(subject.rows(split)))
     whole_N, lost = _whole(subject, split, kept_N, limit)
     found = Lengths(whole_N, kept_N, limit, supervised_cut=lost)
-    if isinstance(subject.plan.method, GRPO):
+    if split == "unlabeled" or isinstance(subject.plan.method, GRPO):
         return found
     if "labels" in features.column_names and (
         task.vocabulary_labels or isinstance(task, TokenClassification)
