@@ -91,6 +91,7 @@ def test_a_run_prints_its_result_and_where_it_lies(finished):
     for name in ("metrics.json", "predictions.parquet", "report.html", "model", "README.md"):
         assert name in finished.out
         assert (finished.path / name).exists()
+    assert "has not finished" not in (finished.path / "report.html").read_text(encoding="utf-8")
     assert "training" in finished.err
     assert "no eval split: 10 % of train (12 rows) was held out" in finished.err
     assert "Warning" not in finished.err
