@@ -17,6 +17,7 @@ from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.run import plan, run
 
 FILES = {
+    ".lock",
     "README.md",
     "checkpoints",
     "environment.json",
