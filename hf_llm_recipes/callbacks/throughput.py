@@ -45,7 +45,7 @@ class Throughput(Figures, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """How many tokens there were, for the checkpoint."""
-        return {"args": {}, "attributes": {"tokens_total": self.tokens_total}}
+        return {"args": {}, "attributes": {"tokens_total": self.tokens_total + int(self._tokens)}}
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         """Times the device's matrix product and begins to count what the model is given."""

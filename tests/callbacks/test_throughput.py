@@ -99,6 +99,14 @@ def test_a_resumed_run_goes_on_counting(tmp_path, clock):
     assert logged(trainer)[-1]["throughput/tokens_total"] == 24
 
 
+def test_a_checkpoint_between_two_logs_keeps_the_count(tmp_path, clock):
+    saved = {"save_strategy": "steps", "save_steps": 1, "restore_callback_states_from_checkpoint": True}
+    make_trainer(tmp_path, Throughput(), rows(), max_steps=1, **saved).train()
+    trainer = make_trainer(tmp_path, Throughput(), rows(), max_steps=2, **saved)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert logged(trainer)[-1]["throughput/tokens_total"] == 12
+
+
 def test_what_a_model_computes_without_training_does_not_count(tmp_path, clock):
     callback = Throughput()
     trainer = make_trainer(tmp_path, callback, rows(), eval_strategy="steps", eval_steps=1)
