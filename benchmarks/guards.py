@@ -32,6 +32,7 @@ SHAPES: dict[str, dict[str, Any]] = {
             "model={architecture: hlr_decoder, preset: tiny, tokenizer: local/smollm2-135m}",
             "trainer.per_device_train_batch_size=4",
             "trainer.gradient_accumulation_steps=1",
+            "task.max_length=256",
         ],
     },
 }
