@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from hf_llm_recipes import card_language
+from hf_llm_recipes import assets, card_language
 from hf_llm_recipes.errors import UserError, did_you_mean
+from hf_llm_recipes.recipe import Recipe
+from hf_llm_recipes.rundir import RECIPE
 
 PACKAGED = "local/"  # prefix of the models and corpora that this package fetches itself
 PROBLEMS = ("single_label", "multi_label", "regression", "tokens", "language")
@@ -158,6 +160,58 @@ class CardInfo:
         """The data set's Hub id, or None for files and corpora."""
         kind, _, name = str(self.data.get("origin", "")).partition(" ")
         return name if kind == "Hub" and is_hub_id(name) else None
+
+
+def info_of_run(
+    *,
+    recipe: Recipe,
+    recipe_text: str,
+    task: Any,
+    config: Any,
+    base_model: str,
+    quantization: Mapping[str, Any] | None,
+    is_adapter: bool,
+    environment: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+) -> CardInfo:
+    """Returns what a card says of a run's model.
+
+    Args:
+        recipe: With the defaults of our own classes written out.
+        recipe_text: As it lies in the run.
+        task: Of the run.
+        config: The model's.
+        base_model: What the recipe calls it.
+        quantization: Of the base while training.
+        is_adapter: Whether the base is needed to load the model.
+        environment: What ``environment.json`` holds.
+        metrics: What ``metrics.json`` holds.
+    """
+    training = metrics["training"]
+    names = None
+    if task.problem not in ("regression", "language"):
+        names = [config.id2label[i] for i in range(config.num_labels)]
+    return CardInfo(
+        name=recipe.name,
+        task=recipe.section("task")["name"],
+        pipeline_tag=task.pipeline_tag,
+        base_model=base_model,
+        tuning=recipe.section("tuning").get("name", "full"),
+        quantization=quantization,
+        weights_format="peft" if is_adapter else "transformers",
+        label_names=names,
+        problem=task.problem,
+        data=environment["data"],
+        metrics=metrics["test"],
+        recipe_text=recipe_text,
+        base_model_license=assets.license_of(recipe.section("model").get("name")),
+        environment=environment,
+        minutes=training["minutes"] + training.get("minutes_before", 0.0),  # runs of before lack the second
+        peak_memory_gib=training["peak_memory_gib"],
+        command=f"hf-llm-recipes run {RECIPE}",
+        max_length=getattr(task, "max_length", None),
+        trust_remote_code=bool(recipe.section("model").get("trust_remote_code")),
+    )
 
 
 def is_hub_id(name: str) -> bool:

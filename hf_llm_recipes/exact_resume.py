@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,16 +38,16 @@ SUMS = ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged")  # the Trai
 MORE_SUMS = ("_since_log", "_near", "_metrics", "_total_train_tokens", "_step")
 
 
-class KeptFacts(TrainerCallback):
+class KeptFacts(TrainerCallback, ABC):
     """A callback that a checkpoint keeps small facts of."""
 
+    @abstractmethod
     def facts(self) -> dict[str, Any]:
         """What a checkpoint must hold, JSON-able."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take_up(self, facts: dict[str, Any]) -> None:
         """Goes on from there."""
-        raise NotImplementedError
 
 
 def resume_exactly(trainer: Any) -> Any:

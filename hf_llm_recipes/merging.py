@@ -11,10 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,14 +18,14 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from hf_llm_recipes import assets, rundir
-from hf_llm_recipes.card import CardInfo, model_card
+from hf_llm_recipes import rundir
+from hf_llm_recipes.card import info_of_run, model_card
 from hf_llm_recipes.errors import RunError
 from hf_llm_recipes.judging import file_rows, test_rows
 from hf_llm_recipes.models.base import carry_code
 from hf_llm_recipes.predictor import Predictor, read_record, save_record
-from hf_llm_recipes.registry import registered_name
 from hf_llm_recipes.rundir import RunDirectory, full_disk_told, need_space, writing
+from hf_llm_recipes.tuning._model import ModelSource
 
 log = logging.getLogger("hf_llm_recipes")
 
@@ -121,7 +117,10 @@ def merge(
     wanted = answers(theirs, given)
     int8 = getattr(theirs.model, "is_loaded_in_8bit", False)
     del theirs
-    with _filling(out) as side:
+    with writing(out, "name another folder"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    advice = "free some space, or name a folder on another disk"
+    with full_disk_told(out, advice), RunDirectory(out.parent).replacing(out.name) as side:
         _save_merged(directory, side, dtype, trust_code)
         log.info("the merged model, loaded again, answers them")
         tolerance = INT8_TOLERANCE if int8 else TOLERANCE[dtype]
@@ -134,9 +133,7 @@ def merge(
                 hint="nothing was kept; merge with dtype float32, or ship the adapter with its base",
             )
         (side / PARITY).write_text(json.dumps(asdict(parity), indent=2) + "\n", encoding="utf-8")
-        card = (
-            model_card(_card_info(run, merged)) + f"\n## Parity\n\nMerged as {dtype}: {parity.sentence()}.\n"
-        )
+        card = f"{_card(run, merged)}\n## Parity\n\nMerged as {dtype}: {parity.sentence()}.\n"
         (side / rundir.CARD).write_text(card, encoding="utf-8")
     return out, parity
 
@@ -192,21 +189,6 @@ def _check_mergeable(folder: Path) -> None:
     )
 
 
-@contextmanager
-def _filling(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that takes its place once it is whole, and is gone otherwise."""
-    side = out.with_name(f".{out.name}.part")
-    shutil.rmtree(side, ignore_errors=True)
-    with writing(out, "name another folder"):
-        side.mkdir(parents=True)
-    try:
-        with full_disk_told(out, "free some space, or name a folder on another disk"):
-            yield side
-            os.replace(side, out)
-    finally:
-        shutil.rmtree(side, ignore_errors=True)
-
-
 def _save_merged(directory: str | Path, folder: Path, dtype: str, trust_code: bool) -> None:
     merged = Predictor.load(directory, trust_code=trust_code, merged=True)
     model = merged.model.to(getattr(torch, dtype))
@@ -220,32 +202,19 @@ def _save_merged(directory: str | Path, folder: Path, dtype: str, trust_code: bo
     )
 
 
-def _card_info(run: RunDirectory, merged: Predictor) -> CardInfo:
+def _card(run: RunDirectory, merged: Predictor) -> str:
     """What the run's card says, of a whole model."""
-    recipe, metrics, task = run.recipe(), run.metrics(), merged.task
-    environment = json.loads((run / rundir.ENVIRONMENT).read_text(encoding="utf-8"))
-    base = recipe.section("model").get("name") or recipe.section("model")["architecture"]
-    labels = merged.model.config.id2label
-    return CardInfo(
-        name=recipe.name,
-        task=registered_name(type(task)),
-        pipeline_tag=task.pipeline_tag,
-        base_model=base,
-        tuning=recipe.section("tuning").get("name", "full"),
-        quantization=recipe.section("quantization") or None,
-        weights_format="transformers",
-        label_names=None
-        if task.problem in ("regression", "language")
-        else [labels[i] for i in range(len(labels))],
-        problem=task.problem,
-        data=environment["data"],
-        metrics=metrics["test"],
-        recipe_text=(run / rundir.RECIPE).read_text(encoding="utf-8"),
-        base_model_license=assets.license_of(base),
-        environment=environment,
-        minutes=metrics["training"]["minutes"] + metrics["training"].get("minutes_before", 0.0),
-        peak_memory_gib=metrics["training"]["peak_memory_gib"],
-        command=f"hf-llm-recipes run {rundir.RECIPE}",
-        max_length=getattr(task, "max_length", None),
-        trust_remote_code=bool(recipe.section("model").get("trust_remote_code")),
+    record = read_record(run / rundir.MODEL)
+    return model_card(
+        info_of_run(
+            recipe=run.recipe(),
+            recipe_text=(run / rundir.RECIPE).read_text(encoding="utf-8"),
+            task=merged.task,
+            config=merged.model.config,
+            base_model=ModelSource(**record["model"]).label,
+            quantization=record["quantization"],
+            is_adapter=False,
+            environment=json.loads((run / rundir.ENVIRONMENT).read_text(encoding="utf-8")),
+            metrics=run.metrics(),
+        )
     )

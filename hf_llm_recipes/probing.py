@@ -15,8 +15,6 @@ import itertools
 import logging
 import math
 import random
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,6 +24,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from hf_llm_recipes.rundir import peak_memory_bytes
 
 log = logging.getLogger("hf_llm_recipes")
 
@@ -370,10 +370,8 @@ def host_bytes() -> int:
 
 def peak_bytes() -> int:
     """Returns the peak since the process began: of torch's allocator on a GPU, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peaks = peak_memory_bytes()
+    return peaks.get("gpu", peaks["host"])
 
 
 def _vocabulary(runner: Any) -> int | None:

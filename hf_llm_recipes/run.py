@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_llm_recipes import assets, checkpoints, evaluation, report, rundir, secrets_scan, trust
+from hf_llm_recipes import checkpoints, evaluation, report, rundir, secrets_scan, trust
 from hf_llm_recipes.errors import InterruptedRunError, RecipeError, RunError
 from hf_llm_recipes.estimate import predicted
 from hf_llm_recipes.recipe import Recipe
@@ -756,39 +756,21 @@ class _Runner:
         report.write_at_end(self.directory.path, plan)
 
     def _write_card(self, metrics: dict[str, Any]) -> None:
-        from hf_llm_recipes.card import model_card
+        from hf_llm_recipes.card import info_of_run, model_card
 
-        self.directory.write_text(rundir.CARD, model_card(self._card_info(metrics)))
-        shutil.copy(self.directory / rundir.CARD, self.directory / rundir.MODEL / rundir.CARD)
-
-    def _card_info(self, metrics: dict[str, Any]) -> Any:
-        from hf_llm_recipes.card import CardInfo
-
-        plan, config = self.plan, self.built.model.config
-        names = None
-        if plan.task.problem not in ("regression", "language"):
-            names = [config.id2label[i] for i in range(config.num_labels)]
-        return CardInfo(
-            name=plan.recipe.name,
-            task=plan.recipe.section("task")["name"],
-            pipeline_tag=plan.task.pipeline_tag,
-            base_model=plan.model.label,
-            tuning=plan.recipe.section("tuning").get("name", "full"),
+        info = info_of_run(
+            recipe=self.plan.recipe,
+            recipe_text=_recipe_text(self.plan),
+            task=self.plan.task,
+            config=self.built.model.config,
+            base_model=self.plan.model.label,
             quantization=self.built.quantization,
-            weights_format="peft" if plan.tuning.uses_adapter else "transformers",
-            label_names=names,
-            problem=plan.task.problem,
-            data=self.loaded.description,
-            metrics=metrics["test"],
-            recipe_text=_recipe_text(plan),
-            base_model_license=assets.license_of(plan.model.name),
+            is_adapter=self.plan.tuning.uses_adapter,
             environment=json.loads((self.directory / rundir.ENVIRONMENT).read_text(encoding="utf-8")),
-            minutes=metrics["training"]["minutes"] + metrics["training"]["minutes_before"],
-            peak_memory_gib=metrics["training"]["peak_memory_gib"],
-            command=f"hf-llm-recipes run {rundir.RECIPE}",
-            max_length=getattr(plan.task, "max_length", None),
-            trust_remote_code=plan.model.trust_remote_code,
+            metrics=metrics,
         )
+        self.directory.write_text(rundir.CARD, model_card(info))
+        shutil.copy(self.directory / rundir.CARD, self.directory / rundir.MODEL / rundir.CARD)
 
     def _environment(self) -> dict[str, Any]:
         return {

@@ -334,17 +334,22 @@ def _version(package: str) -> str | None:
         return None
 
 
-def peak_memory_gib() -> dict[str, float]:
-    """Returns the peak memory of this process since its start, host and GPU, in GiB."""
+def peak_memory_bytes() -> dict[str, int]:
+    """Returns the peak memory of this process since its start, host and GPU, in bytes."""
     import resource
 
     import torch
 
     unit = 1 if sys.platform == "darwin" else 1024
-    peaks = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
+    peaks = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if torch.cuda.is_available():
-        peaks["gpu"] = torch.cuda.max_memory_allocated() / 2**30
-    return {name: round(value, 3) for name, value in peaks.items()}
+        peaks["gpu"] = torch.cuda.max_memory_allocated()
+    return peaks
+
+
+def peak_memory_gib() -> dict[str, float]:
+    """Returns the same in GiB."""
+    return {name: round(value / 2**30, 3) for name, value in peak_memory_bytes().items()}
 
 
 def path_of(name: str | Path, error: type[UserError] = RunError, *, tilde: bool = True) -> Path:

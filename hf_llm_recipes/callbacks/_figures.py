@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 from transformers import Trainer, TrainerCallback
 
 
-class Figures(TrainerCallback):
+class Figures(TrainerCallback, ABC):
     """Adds figures to each log of the training loss, and to the Trainer's history.
 
     The Trainer asks its trackers first, so that they see the figures only after ``ahead_of_trackers``; a run
     calls it.
     """
 
-    def figures(self, args: Any, state: Any) -> dict[str, float]:
+    added_to: ClassVar[set[str]] = {"loss"}  # logs that hold one of these
+
+    @abstractmethod
+    def figures(self, args: Any, state: Any, logs: dict[str, Any]) -> dict[str, float]:
         """The figures since the last log."""
-        raise NotImplementedError
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Adds the figures to a log that has a loss."""
-        if logs is None or "loss" not in logs:
+        """Adds the figures."""
+        if not logs or not self.added_to & logs.keys():
             return
-        add(self.figures(args, state), logs, state)
-
-
-def add(found: dict[str, float], logs: dict[str, Any], state: Any) -> None:
-    """Adds figures to a log and to its line in the Trainer's history."""
-    logs |= found
-    if state.log_history and state.log_history[-1].get("step") == state.global_step:
-        state.log_history[-1] |= found
+        found = self.figures(args, state, logs)
+        logs |= found
+        if state.log_history and state.log_history[-1].get("step") == state.global_step:
+            state.log_history[-1] |= found
 
 
 def figures_first(callbacks: list[TrainerCallback]) -> list[TrainerCallback]:

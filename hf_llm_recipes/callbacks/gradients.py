@@ -37,7 +37,7 @@ class Gradients(Figures):
                 squares[part] = squares.get(part, 0) + parameter.grad.detach().float().pow(2).sum()
         self._found = {f"gradients/{part}": value.sqrt().item() for part, value in squares.items()}
 
-    def figures(self, args, state):
+    def figures(self, args, state, logs):
         """Of the step that is logged."""
         found, self._found = self._found, {}
         return found

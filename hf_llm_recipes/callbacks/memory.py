@@ -26,7 +26,7 @@ class Memory(Figures, ExportableState):
         """The peaks, for the checkpoint."""
         return {"args": {}, "attributes": {"peaks": self.peaks}}
 
-    def figures(self, args, state):
+    def figures(self, args, state, logs):
         """The peaks until now."""
         for name, value in peak_memory_gib().items():
             self.peaks[name] = max(value, self.peaks.get(name, 0.0))

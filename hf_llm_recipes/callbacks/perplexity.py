@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
-from hf_llm_recipes.callbacks._figures import Figures, add
+from hf_llm_recipes.callbacks._figures import Figures
 from hf_llm_recipes.errors import RunError
 from hf_llm_recipes.registry import CALLBACKS
 
@@ -19,6 +20,8 @@ class Perplexity(Figures):
         RunError: the model has no vocabulary to be perplexed by.
     """
 
+    added_to: ClassVar[set[str]] = {"loss", "eval_loss"}
+
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         """Refuses models whose loss is none of tokens."""
         if getattr(model, "get_output_embeddings", lambda: None)() is None:
@@ -28,12 +31,10 @@ class Perplexity(Figures):
                 hint="take it out of `callbacks`",
             )
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Adds the perplexity of each loss."""
+    def figures(self, args, state, logs):
+        """The perplexity of each loss."""
         names = {"loss": "perplexity", "eval_loss": "eval_perplexity"}
-        found = {new: math.exp(min(logs[old], MOST)) for old, new in names.items() if old in (logs or {})}
-        if found:
-            add(found, logs, state)
+        return {new: math.exp(min(logs[old], MOST)) for old, new in names.items() if old in logs}
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         """Puts it among the metrics, where the best model is chosen by them."""

@@ -73,7 +73,7 @@ class Throughput(Figures, ExportableState):
             torch.cuda.synchronize(self._tokens.device)
         self._seconds += time.perf_counter() - self._begun
 
-    def figures(self, args, state):
+    def figures(self, args, state, logs):
         """Since the last log."""
         tokens, seconds = int(self._tokens), self._seconds
         self.tokens_total += tokens

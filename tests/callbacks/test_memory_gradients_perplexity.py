@@ -62,13 +62,13 @@ def test_a_part_is_the_norm_of_all_its_tensors():
     args, state = SimpleNamespace(logging_first_step=False), SimpleNamespace(global_step=3, logging_steps=2)
     callback.on_pre_optimizer_step(args, state, None, model=model)
     # 4 weights of 1 and 2 of 2: √12;  4 of 3: 6
-    assert callback.figures(args, state) == {
+    assert callback.figures(args, state, {}) == {
         "gradients/layers.0": pytest.approx(math.sqrt(12)),
         "gradients/layers.1": pytest.approx(6.0),
     }
     state.global_step = 4  # step 5 is not logged
     callback.on_pre_optimizer_step(args, state, None, model=model)
-    assert callback.figures(args, state) == {}
+    assert callback.figures(args, state, {}) == {}
 
 
 @pytest.mark.parametrize(
