@@ -13,6 +13,7 @@ HERE = Path(__file__).parent
 SCRIPT = """
 import json, sys
 from pathlib import Path
+import torch
 sys.path[:0] = {paths!r}
 from _tiny_parts import make_parts
 from transformers import AutoModelForSequenceClassification
@@ -45,6 +46,9 @@ for name, (algorithm, values, keys) in cases.items():
     }}
 if trainer.args.process_index == 0:
     (out / "found.json").write_text(json.dumps(found))
+if torch.distributed.is_initialized():  # else a thread of its own may abort the process at its end
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 """
 # name -> algorithm, its values, keys of the method
 CASES = {
