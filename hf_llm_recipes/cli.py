@@ -352,7 +352,7 @@ def serve(
 
 
 def _planned(recipe: Any) -> Any:
-    from hf_llm_recipes.run import plan  # seconds, which a run of no shipped recipe's name need not wait
+    from hf_llm_recipes.planning import plan  # seconds, which a run of no shipped recipe's name need not wait
 
     return plan(recipe)
 

@@ -1,7 +1,6 @@
 """Recipe -> run directory: the one place where the axes meet and registries are looked up.
 
 Notable:
-- ``plan`` binds every section to its class before anything is loaded, so that a typo costs seconds.
 - The run directory is made only once data and model are ready; a run that fails before its first
   checkpoint leaves none.
 - The saved model is loaded again and must give the logits that were judged.
@@ -11,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import hashlib
 import json
 import logging
@@ -30,91 +28,16 @@ import numpy as np
 from hf_llm_recipes import checkpoints, evaluation, report, rundir, secrets_scan, trust
 from hf_llm_recipes.errors import InterruptedRunError, RecipeError, RunError
 from hf_llm_recipes.estimate import predicted
+from hf_llm_recipes.planning import Plan, plan, recipe_text
 from hf_llm_recipes.recipe import Recipe
-from hf_llm_recipes.registry import (
-    ALGORITHMS,
-    AUGMENTATIONS,
-    CALLBACKS,
-    METHODS,
-    STAGES,
-    TASKS,
-    TUNINGS,
-    Registry,
-    registered_name,
-)
 from hf_llm_recipes.rundir import RunDirectory
 from hf_llm_recipes.training import device_defaults, trainer_of
 
 log = logging.getLogger("hf_llm_recipes")
 
-SEED = 42
-DEFAULT_ALGORITHM = "softmatch"
-# Where upstream's default would surprise: no log on short runs, a NaN shown as 0.0, a resume
-# that forgets the callbacks' counters, checkpoints without end.
-TRAINER_DEFAULTS: dict[str, Any] = {
-    "logging_steps": 10,
-    "logging_nan_inf_filter": False,
-    "restore_callback_states_from_checkpoint": True,
-    "save_total_limit": 2,
-    "per_device_eval_batch_size": 32,
-}
-TRAINER_REFUSED = {
-    "output_dir": "set the top-level key `output`",
-    "seed": "set the top-level key `seed`",
-    "resume_from_checkpoint": "set the top-level key `resume: true`, with `output`",
-    "do_train": "it has no effect here",
-    "do_eval": "it has no effect here",
-    "do_predict": "it has no effect here",
-    "push_to_hub": "push the run's model/ folder when it is done: `hf upload USER/NAME RUN/model`",
-    "hub_model_id": "push the run's model/ folder when it is done: `hf upload USER/NAME RUN/model`",
-    "hub_token": "log in with `hf auth login`; a recipe holds no secrets",
-    "use_cache": "the task decides it",
-    "remove_unused_columns": "the task hands over only what the model takes",
-    "label_names": "the task decides it",
-}
 STAGE_FIGURES = "stages.json"  # beside the checkpoints: a run that is taken up again runs no stage
 STAGE_KEYS = ("use_cpu", "bf16", "fp16", "disable_tqdm")  # of `trainer:`, that hold for stages too
 RELOAD_TOLERANCE = {"float32": 1e-3, "half": 0.1, "int8": 1e-3}  # on logits
-
-
-@dataclass
-class Plan:
-    """A recipe with every section bound to the class that reads it.
-
-    Args:
-        recipe: The recipe with the defaults of our own classes written out.
-        source: ``data.loading.Source``.
-        model: ``tuning._model.ModelSource``.
-        task: A registered task.
-        tuning: A registered tuning.
-        quantization: Arguments of ``BitsAndBytesConfig``, or None.
-        method: A registered method.
-        trainer: Arguments of the method's ``arguments_class``, checked.
-        algorithm: A registered algorithm, or None where the method takes none.
-        augmentation: Registered augmentations, in order.
-        stages: Registered stages, in order.
-        callbacks: Registered callbacks, one instance each.
-        readers: For every section the class that reads it.
-    """
-
-    recipe: Recipe
-    source: Any
-    model: Any
-    task: Any
-    tuning: Any
-    quantization: dict[str, Any] | None
-    method: Any
-    trainer: dict[str, Any]
-    algorithm: Any
-    augmentation: list[Any]
-    stages: list[Any]
-    callbacks: list[Any]
-    readers: dict[str, str]
-
-    @property
-    def seed(self) -> int:
-        """Of every random source."""
-        return self.recipe.get("seed", SEED)
 
 
 @dataclass
@@ -128,76 +51,6 @@ class Run:
 
     path: Path
     metrics: dict[str, Any]
-
-
-def plan(recipe: Recipe) -> Plan:
-    """Binds every section of a recipe to its class.
-
-    Raises:
-        RecipeError: a key, type or value that its class does not take, with file and line.
-    """
-    from hf_llm_recipes.data.loading import Source
-    from hf_llm_recipes.tuning._model import ModelSource
-
-    trust.import_modules(recipe)
-    for needed in ("model", "data", "task"):
-        if not recipe.section(needed):
-            raise RecipeError(f"{needed} is missing", where=recipe.source, hint=f"add a `{needed}:` section")
-    task_class = recipe.named(TASKS, "task")
-    tuning_class = recipe.named(TUNINGS, "tuning", default="full")
-    method_class = recipe.named(METHODS, "method", default="supervised")
-    task_name = registered_name(task_class)
-    if task_name in method_class.for_task:
-        method_class = METHODS.get(method_class.for_task[task_name])
-    _check_pairing(recipe, task_class, method_class)
-    model = recipe.build("model", cls=ModelSource)
-    source = recipe.build("data", cls=Source)
-    task = recipe.build("task", cls=task_class, named=True)
-    tuning = recipe.build(
-        "tuning", cls=tuning_class, rest=tuning_class.rest(), named=True, refused=tuning_class.refused()
-    )
-    method = recipe.build("method", cls=method_class, named=True)
-    quantization = _quantization(recipe)
-    trainer = _trainer(recipe, method_class)
-    algorithm = _algorithm(recipe, method_class)
-    _check_pool_is_used(recipe, source, method_class)
-    augmentation, augmentation_readers = _listed(recipe, AUGMENTATIONS, "augmentation")
-    stages, stage_readers = _listed(recipe, STAGES, "stages")
-    callbacks, callback_readers = _listed(recipe, CALLBACKS, "callbacks")
-    readers = {
-        "model": ModelSource,
-        "tuning": (tuning_class, tuning_class.rest()),
-        "data": Source,
-        "task": task_class,
-        "method": method_class,
-        "trainer": method_class.arguments_class(),
-    }
-    if quantization is not None:
-        from transformers import BitsAndBytesConfig
-
-        readers["quantization"] = BitsAndBytesConfig
-    bound = {"model": model, "data": source, "task": task, "tuning": tuning, "method": method}
-    if algorithm is not None:
-        readers["algorithm"] = type(algorithm)
-        bound["algorithm"] = algorithm
-    return Plan(
-        recipe=_resolved(recipe, bound, trainer),
-        source=source,
-        model=model,
-        task=task,
-        tuning=tuning,
-        quantization=quantization,
-        method=method,
-        trainer=trainer,
-        algorithm=algorithm,
-        augmentation=augmentation,
-        stages=stages,
-        callbacks=callbacks,
-        readers={k: _class_path(v) for k, v in readers.items()}
-        | augmentation_readers
-        | stage_readers
-        | callback_readers,
-    )
 
 
 def run(recipe: Recipe | str | Path, *overrides: str) -> Run:
@@ -429,7 +282,7 @@ class _Runner:
         if self.directory is None:
             self.directory = RunDirectory.create(output, self.plan.recipe.name)
             self.held.enter_context(rundir.locked(self.directory.path))
-            self.directory.write_text(rundir.RECIPE, _recipe_text(self.plan))
+            self.directory.write_text(rundir.RECIPE, recipe_text(self.plan))
         checkpoint = self._taken_up() if self.resumed else None
         self.directory.write_json(rundir.ENVIRONMENT, self._environment())
         return checkpoint
@@ -760,7 +613,7 @@ class _Runner:
 
         info = info_of_run(
             recipe=self.plan.recipe,
-            recipe_text=_recipe_text(self.plan),
+            recipe_text=recipe_text(self.plan),
             task=self.plan.task,
             config=self.built.model.config,
             base_model=self.plan.model.label,
@@ -796,125 +649,6 @@ class _Runner:
         for sentence in sentences:
             self.notes.append(sentence)
             log.info(sentence)
-
-
-def _quantization(recipe: Recipe) -> dict[str, Any] | None:
-    if not recipe.section("quantization"):
-        return None
-    from transformers import BitsAndBytesConfig
-
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        from hf_llm_recipes.errors import MissingExtraError
-
-        raise MissingExtraError("bitsandbytes", "quantization") from error
-    given = recipe.arguments("quantization", cls=BitsAndBytesConfig)
-    recipe.constructed(lambda: BitsAndBytesConfig(**given), "quantization")
-    if bool(given.get("load_in_4bit")) == bool(given.get("load_in_8bit")):
-        raise RecipeError(
-            "quantization chooses neither or both of the widths",
-            where=recipe.where("quantization"),
-            allowed="load_in_4bit: true, or load_in_8bit: true",
-        )
-    return given
-
-
-def _trainer(recipe: Recipe, method_class: type) -> dict[str, Any]:
-    from hf_llm_recipes.methods._bounds import check_bounds
-
-    arguments = method_class.arguments_class()
-    given = recipe.arguments("trainer", cls=arguments, refused=TRAINER_REFUSED)
-    check_bounds(recipe, given)
-    resolved = {**TRAINER_DEFAULTS, **method_class.argument_defaults(), **given}
-    recipe.constructed(
-        lambda: arguments(**{**device_defaults(), "bf16": False, **resolved}, output_dir="checkpoints"),
-        "trainer",
-    )
-    return resolved
-
-
-def _listed(recipe: Recipe, registry: Registry, key: str) -> tuple[list[Any], dict[str, str]]:
-    """Instances of a list's named blocks, and who reads each."""
-    made, readers = [], {}
-    for i in range(len(recipe.get(key, []))):
-        cls = recipe.named(registry, key, i)
-        made.append(recipe.build(key, i, cls=cls, named=True))
-        readers[f"{key}.{i}"] = _class_path(cls)
-    return made, readers
-
-
-def _algorithm(recipe: Recipe, method_class: type) -> Any:
-    """The recipe's algorithm; None where the method takes none."""
-    if method_class.takes_algorithm:
-        cls = recipe.named(ALGORITHMS, "algorithm", default=DEFAULT_ALGORITHM)
-        return recipe.build("algorithm", cls=cls, named=True)
-    for key in ("algorithm", "augmentation"):
-        if recipe.get(key):
-            raise RecipeError(
-                f"{key} has no effect with this method",
-                where=recipe.where(key),
-                allowed="method: semi_supervised",
-                hint=f"take it out, or `{key}=null` on the command line",
-            )
-    return None
-
-
-def _check_pairing(recipe: Recipe, task_class: type, method_class: type) -> None:
-    """Refuses a method that cannot train the task, and the other way round."""
-    task, method = registered_name(task_class), registered_name(method_class)
-    if task_class.methods is not None and method not in task_class.methods:
-        raise RecipeError(
-            f"method {method} cannot train the task {task}",
-            where=recipe.where("method"),
-            allowed=", ".join(task_class.methods),
-        )
-    if method_class.tasks is not None and task not in method_class.tasks:
-        raise RecipeError(
-            f"method {method} cannot train the task {task}",
-            where=recipe.where("task"),
-            allowed=", ".join(f"task: {name}" for name in method_class.tasks),
-        )
-
-
-def _check_pool_is_used(recipe: Recipe, source: Any, method_class: type) -> None:
-    if source.unlabeled is None or method_class.takes_unlabeled or recipe.get("stages"):
-        return
-    raise RecipeError(
-        "data.unlabeled has no effect with this method",
-        where=recipe.where("data", "unlabeled"),
-        allowed="method: semi_supervised, self_training or propagation, or `stages:`",
-        hint="take it out, or `data.unlabeled=null` on the command line",
-    )
-
-
-def _resolved(recipe: Recipe, bound: dict[str, Any], trainer: dict[str, Any]) -> Recipe:
-    """A copy with the defaults of our own classes written out, upstream's left to upstream."""
-    copied = copy.deepcopy(recipe)
-    names = {"tuning": "full", "method": "supervised", "algorithm": DEFAULT_ALGORITHM}
-    for key, instance in bound.items():
-        section = dict(recipe.section(key))
-        if key in names:
-            section.setdefault("name", names[key])
-        if dataclasses.is_dataclass(instance):
-            given = {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance) if f.init}
-            inner = {k: dataclasses.asdict(v) for k, v in given.items() if dataclasses.is_dataclass(v)}
-            section |= given | inner
-        copied.values[key] = {k: v for k, v in section.items() if v is not None}
-    copied.values["trainer"] = trainer
-    copied.values.setdefault("seed", SEED)
-    return copied
-
-
-def _recipe_text(plan: Plan) -> str:
-    """The resolved recipe, without the keys that belong to this one run."""
-    kept = copy.deepcopy(plan.recipe)
-    kept.values.pop("output", None)
-    kept.values.pop("resume", None)
-    return (
-        f"# {plan.recipe.name} as it was run; run it again with: hf-llm-recipes run {rundir.RECIPE}\n"
-        + kept.dump()
-    )
 
 
 def _resumable(plan: Plan, output: str | None, held: contextlib.ExitStack) -> RunDirectory:
@@ -963,11 +697,6 @@ def _weights_fingerprint(path: str) -> str | None:
             while block := opened.read(1 << 20):
                 digest.update(block)
     return f"sha256:{digest.hexdigest()}"
-
-
-def _class_path(found: Any) -> str:
-    classes = found if isinstance(found, tuple) else (found,)
-    return " + ".join(f"{c.__module__}.{c.__qualname__}" for c in classes if c is not None)
 
 
 class _Callable(types.ModuleType):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hf_llm_recipes.checking.base import Finding, Report
 from hf_llm_recipes.checking.subject import Subject
 from hf_llm_recipes.errors import MissingExtraError, UserError
+from hf_llm_recipes.planning import plan
 from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.registry import registered_name
-from hf_llm_recipes.run import plan
 
 ERRORS = (UserError, MissingExtraError)
 # Sentences of a run's log that parts of the check say with figures.

@@ -19,7 +19,8 @@ from hf_llm_recipes.data.loading import Loaded
 from hf_llm_recipes.objectives._draws import Draws
 from hf_llm_recipes.objectives.base import Objective
 from hf_llm_recipes.objectives.mlm_nsp import MlmNsp
-from hf_llm_recipes.run import Plan, _Runner
+from hf_llm_recipes.planning import Plan
+from hf_llm_recipes.run import _Runner
 from hf_llm_recipes.tasks.image_classification import ImageClassification
 from hf_llm_recipes.tasks.text_classification import TextClassification
 from hf_llm_recipes.tasks.token_classification import TokenClassification
