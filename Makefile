@@ -15,7 +15,7 @@ quickstart: $(READY)
 	$(BIN)/hf-llm-recipes run recipes/quickstart.yaml $(OVERRIDES)
 
 test: $(READY)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile $(ARGS)
 
 # What CI runs beside the tests: style, import rules.
 check: $(READY)
