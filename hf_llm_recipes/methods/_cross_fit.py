@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from transformers import Trainer
 
+from hf_llm_recipes.averaging import WeightSet
 from hf_llm_recipes.callbacks.graceful_stop import GracefulStop
 from hf_llm_recipes.errors import DataError, InterruptedRunError
 from hf_llm_recipes.methods._semi_trainer import JUDGED, SemiSupervisedTrainer
-from hf_llm_recipes.methods._teacher import WeightSet
 from hf_llm_recipes.methods.base import Parts
 from hf_llm_recipes.methods.supervised import Supervised
 

@@ -27,13 +27,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hf_llm_recipes.averaging import WeightSet
 from hf_llm_recipes.callbacks.graceful_stop import GracefulStop
 from hf_llm_recipes.data import propagation
 from hf_llm_recipes.errors import InterruptedRunError
 from hf_llm_recipes.methods import _features
 from hf_llm_recipes.methods._cross_fit import FOLDS, folds, quiet
 from hf_llm_recipes.methods._forward import model_inputs
-from hf_llm_recipes.methods._teacher import WeightSet
 from hf_llm_recipes.methods.base import Parts
 from hf_llm_recipes.methods.supervised import Supervised
 from hf_llm_recipes.rundir import full_disk_told

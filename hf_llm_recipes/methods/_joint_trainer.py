@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from hf_llm_recipes.algorithms.base import Given
+from hf_llm_recipes.averaging import WeightSet
 from hf_llm_recipes.methods._semi_trainer import SemiSupervisedTrainer
-from hf_llm_recipes.methods._teacher import WeightSet
 
 
 class Peer(WeightSet):

@@ -25,10 +25,10 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
 from hf_llm_recipes.algorithms.base import Algorithm, Given, Guess
+from hf_llm_recipes.averaging import MovingAverage, default_decay
 from hf_llm_recipes.methods._forward import StudentForward, model_inputs, take, widths
 from hf_llm_recipes.methods._guard import Guard
 from hf_llm_recipes.methods._streams import TwoStreamCollator, TwoStreams
-from hf_llm_recipes.methods._teacher import EmaTeacher, default_decay
 
 log = logging.getLogger("hf_llm_recipes")
 
@@ -126,7 +126,7 @@ class SemiSupervisedTrainer(Trainer):
             )
         self.prior_C = prior_C.to(self.args.device)
         self.two_collator = TwoStreamCollator(collate)
-        self.teacher = EmaTeacher(self.model, decay or 0.0) if teacher_kind == "ema" else None
+        self.teacher = MovingAverage(self.model, decay or 0.0) if teacher_kind == "ema" else None
         self.tally: dict[str, list[float]] = {}
         self.computed = {"strong_rows": 0, "rows": 0}  # what the economy saved
         self._labeled: tuple[Tensor, Tensor] | None = None

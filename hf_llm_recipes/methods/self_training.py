@@ -50,6 +50,7 @@ from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_utils import TrainOutput
 
 from hf_llm_recipes import checkpoints
+from hf_llm_recipes.averaging import WeightSet
 from hf_llm_recipes.callbacks.graceful_stop import GracefulStop
 from hf_llm_recipes.data import propagation
 from hf_llm_recipes.errors import DataError, RunError
@@ -57,7 +58,6 @@ from hf_llm_recipes.exact_resume import read_progress
 from hf_llm_recipes.methods import _frozen, _selection
 from hf_llm_recipes.methods._forward import model_inputs, unwrapped
 from hf_llm_recipes.methods._selection import PoolLabels, RoundRows
-from hf_llm_recipes.methods._teacher import WeightSet
 from hf_llm_recipes.methods.base import Method, Parts
 from hf_llm_recipes.methods.supervised import frozen_quantised_base
 from hf_llm_recipes.registry import METHODS

@@ -1,8 +1,8 @@
-"""The teacher: an exponential moving average of the trainable weights, swapped in by pointer.
+"""An exponential moving average of the trainable weights, swapped in by pointer.
 
-Only what is trained has an average, so that under an adapter the teacher costs the adapter and the head
-once more, not a second model; under full fine-tuning it is one copy of all weights. Quantised bases are
-never touched. (Mean Teacher: Tarvainen & Valpola 2017, https://arxiv.org/abs/1703.01780.)
+Only what is trained has an average, so that under an adapter it costs the adapter and the head once more,
+not a second model; under full fine-tuning it is one copy of all weights. Quantised bases are never touched.
+(Mean Teacher: Tarvainen & Valpola 2017, https://arxiv.org/abs/1703.01780.)
 """
 
 from __future__ import annotations
@@ -80,11 +80,13 @@ class WeightSet:
             self.values[name].copy_(value)
 
 
-class EmaTeacher(WeightSet):
-    """The moving average of a student.
+class MovingAverage(WeightSet):
+    """The moving average of a model's trainable weights.
+
+    Weights of 16 bits are averaged in float32: in their own precision a step would move nothing.
 
     Args:
-        model: The student.
+        model: Whose weights are averaged.
         decay: In [0, 1); ``min(1 − 1/(t + 1), decay)`` is used after step t, so that the average
             starts as the plain mean of the weights so far.
     """
@@ -92,13 +94,26 @@ class EmaTeacher(WeightSet):
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__(model)
         self.decay = decay
+        self.values = {name: v.float() if v.element_size() < 4 else v for name, v in self.values.items()}
+        self._aside: dict[str, Tensor] = {}  # the model's own of 16 bits, while it has the average
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Moves towards the student after optimizer step ``step``, counted from 1."""
+        """Moves towards the model after optimizer step ``step``, counted from 1."""
         decay = min(1 - 1 / (step + 1), self.decay)
-        torch._foreach_lerp_(
-            [self.values[name] for name in self.parameters],
-            [parameter.detach() for parameter in self.parameters.values()],
-            1 - decay,
-        )
+        values = [self.values[name] for name in self.parameters]
+        weights = [
+            p.detach().to(value.dtype) for p, value in zip(self.parameters.values(), values, strict=True)
+        ]
+        torch._foreach_lerp_(values, weights, 1 - decay)
+
+    def swap(self) -> None:
+        """Gives the model the average; called again, its own weights."""
+        for name, parameter in self.parameters.items():
+            value = self.values[name]
+            if value.dtype == parameter.dtype:
+                parameter.data, self.values[name] = value, parameter.data
+            elif name in self._aside:
+                parameter.data = self._aside.pop(name)
+            else:
+                self._aside[name], parameter.data = parameter.data, value.to(parameter.dtype)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_llm_recipes.methods._teacher import EmaTeacher, WeightSet, default_decay
+from hf_llm_recipes.averaging import MovingAverage, WeightSet, default_decay
 
 
 def layer(*values):
@@ -19,7 +19,7 @@ def test_the_default_decay_is_that_of_the_papers_at_their_length():
 
 def test_the_average_starts_as_a_mean_and_ends_as_a_moving_one():
     model = layer(0.0)
-    teacher = EmaTeacher(model, decay=0.6)
+    teacher = MovingAverage(model, decay=0.6)
     # min(1 - 1/(t+1), .6): 1/2, .6, .6 ...
     for step, (student, expected) in enumerate([(4.0, 2.0), (7.0, 4.0), (9.0, 6.0)], start=1):
         model.weight.data.fill_(student)
@@ -37,7 +37,7 @@ def test_only_trained_weights_have_an_average():
 
 def test_the_student_comes_back_bit_for_bit_also_after_an_exception():
     model = layer(0.1, 0.2)
-    teacher = EmaTeacher(model, 0.9)
+    teacher = MovingAverage(model, 0.9)
     model.weight.data.add_(1.0)
     student, pointer = model.weight.detach().clone(), model.weight.data_ptr()
     seen = []
@@ -59,7 +59,7 @@ def test_a_forward_of_the_teacher_leaves_the_gradient_of_the_student():
     gradients = []
     for look in (False, True):
         model = layer(0.3, 0.4)
-        teacher = EmaTeacher(model, 0.9)
+        teacher = MovingAverage(model, 0.9)
         model.weight.data.mul_(2)
         loss = (model(x) ** 2).sum()
         if look:
@@ -71,9 +71,23 @@ def test_a_forward_of_the_teacher_leaves_the_gradient_of_the_student():
 
 
 def test_state_of_another_tuning_is_refused():
-    teacher = EmaTeacher(layer(1.0), 0.9)
+    teacher = MovingAverage(layer(1.0), 0.9)
     state = {"weight": torch.tensor([[5.0]])}
     teacher.load_state_dict(state)
     assert teacher.state_dict()["weight"].item() == 5.0
     with pytest.raises(ValueError, match="other trainable weights: `bias`"):
         teacher.load_state_dict({**state, "bias": torch.zeros(1)})
+
+
+def test_sixteen_bits_are_averaged_in_float32_and_come_back_as_they_were():
+    model = layer(1.0).to(torch.bfloat16)
+    average = MovingAverage(model, 0.999)
+    model.weight.data.fill_(2.0)
+    for step in range(2000, 2010):  # bfloat16 has no number between 1 and 1.0078: it would stay at 1
+        average.update(step)
+    expected = 2 - 0.999**10
+    assert average.values["weight"].item() == pytest.approx(expected, abs=1e-6)
+    with average.swapped():
+        assert model.weight.dtype == torch.bfloat16
+        assert model.weight.item() == pytest.approx(expected, abs=0.004)
+    assert model.weight.item() == 2.0
