@@ -126,7 +126,7 @@ def plan(recipe: Recipe) -> Plan:
     _check_pool_is_used(recipe, source, method_class)
     augmentation, augmentation_readers = _listed(recipe, AUGMENTATIONS, "augmentation")
     stages, stage_readers = _listed(recipe, STAGES, "stages")
-    callbacks, callback_readers = _listed(recipe, CALLBACKS, "callbacks")
+    callbacks, callback_readers = _listed(recipe, CALLBACKS, "callbacks", method_class.refused_callbacks)
     readers = {
         "model": ModelSource,
         "tuning": (tuning_class, tuning_class.rest()),
@@ -199,11 +199,15 @@ def _trainer(recipe: Recipe, method_class: type) -> dict[str, Any]:
     return resolved
 
 
-def _listed(recipe: Recipe, registry: Registry, key: str) -> tuple[list[Any], dict[str, str]]:
+def _listed(
+    recipe: Recipe, registry: Registry, key: str, refused: dict[str, str] | None = None
+) -> tuple[list[Any], dict[str, str]]:
     """Instances of a list's named blocks, and who reads each."""
     made, readers = [], {}
     for i in range(len(recipe.get(key, []))):
         cls = recipe.named(registry, key, i)
+        if reason := (refused or {}).get(registered_name(cls)):
+            raise RecipeError(reason, where=recipe.where(key, i), hint="take it out")
         made.append(recipe.build(key, i, cls=cls, named=True))
         readers[f"{key}.{i}"] = _class_path(cls)
     return made, readers

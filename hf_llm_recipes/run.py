@@ -370,10 +370,9 @@ class _Runner:
         return metrics
 
     def _trainer(self, callbacks: list[Any]) -> Any:
-        from hf_llm_recipes.callbacks._figures import ahead_of_trackers
-        from hf_llm_recipes.callbacks.training_guard import watch
+        from hf_llm_recipes.callbacks._bound import bind
 
-        return watch(ahead_of_trackers(trainer_of(self, self.directory / rundir.CHECKPOINTS, callbacks)))
+        return bind(trainer_of(self, self.directory / rundir.CHECKPOINTS, callbacks))
 
     def encode(self, rows: Any) -> Any:
         """Rows like the pool's -> features like the pool's."""
@@ -472,6 +471,7 @@ class _Runner:
         judged = self._judged(self.trainer.model)
         evaluation.write_columns(self.directory / rundir.PREDICTIONS, judged.columns)
         method = self.plan.method.report(self.trainer)
+        method |= self._other_weights(lambda: self._judged(self.trainer.model).metrics)
         return {
             "test": judged.metrics,
             **({"before": evaluation.summary(self.before)} if self.before else {}),
@@ -549,10 +549,7 @@ class _Runner:
         """What the method reports, the weights that are not exported, and baselines that cost no training."""
         method, task, config = self.plan.method, self.plan.task, self.built.model.config
         figures: dict[str, Any] = {"method": method.report(self.trainer)}
-        for name, weights in method.variants(self.trainer).items():
-            with weights:
-                logits, labels = self._predict_test()
-            figures["method"][f"test_{name}"] = evaluation.summary(task.judge(logits, labels, config))
+        figures["method"] |= self._other_weights(lambda: task.judge(*self._predict_test(), config))
         baselines = {}
         for name, probabilities in method.baselines(self.trainer).items():
             logits = np.log(np.clip(probabilities, 1e-12, 1.0))
@@ -564,11 +561,20 @@ class _Runner:
             figures["stages"] = self.stage_figures
         return {key: value for key, value in figures.items() if value}
 
+    def _other_weights(self, judge: Any) -> dict[str, Any]:
+        """The scores of the weights that are not exported."""
+        from hf_llm_recipes.callbacks._bound import variants_of
+
+        found = {}
+        for name, weights in (self.plan.method.variants(self.trainer) | variants_of(self.trainer)).items():
+            with weights:
+                found[f"test_{name}"] = evaluation.summary(judge())
+        return found
+
     def _training_figures(self) -> dict[str, Any]:
-        from hf_llm_recipes.callbacks.training_guard import guard_report
+        from hf_llm_recipes.callbacks._figures import in_metrics
 
         state, figures = self.trainer.state, self.train_result.metrics
-        found = guard_report(self.trainer)
         return {
             "steps": state.global_step,
             "epochs": round(state.epoch or 0.0, 3),
@@ -580,7 +586,7 @@ class _Runner:
             "peak_memory_gib": rundir.peak_memory_gib(),
             "parameters": self.parameters,
             **({"predicted": self.predicted} if self.predicted else {}),
-            **({"guard": found} if found else {}),
+            **in_metrics(self.trainer),
         }
 
     def _reload(self, logits: np.ndarray) -> dict[str, Any]:

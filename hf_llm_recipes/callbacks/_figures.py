@@ -1,4 +1,4 @@
-"""The base of callbacks that add figures to what the Trainer logs."""
+"""The bases of callbacks that add figures: to what the Trainer logs, and to a run's ``metrics.json``."""
 
 from __future__ import annotations
 
@@ -29,6 +29,25 @@ class Figures(TrainerCallback, ABC):
         logs |= found
         if state.log_history and state.log_history[-1].get("step") == state.global_step:
             state.log_history[-1] |= found
+
+
+class InMetrics(TrainerCallback, ABC):
+    """Has figures for ``metrics.json``, under ``training`` and there under ``section``."""
+
+    section: ClassVar[str]
+
+    @abstractmethod
+    def report(self) -> dict[str, Any]:
+        """What is to be said after the training, JSON-able; empty where there is nothing."""
+
+
+def in_metrics(trainer: Trainer) -> dict[str, Any]:
+    """Returns what a Trainer's callbacks have for ``metrics.json``, by section."""
+    found: dict[str, Any] = {}
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, InMetrics) and (said := callback.report()):
+            found.setdefault(callback.section, {}).update(said)
+    return found
 
 
 def figures_first(callbacks: list[TrainerCallback]) -> list[TrainerCallback]:

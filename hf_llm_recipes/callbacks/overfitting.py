@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
-from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from hf_llm_recipes.callbacks._figures import InMetrics
 from hf_llm_recipes.registry import CALLBACKS
 
 log = logging.getLogger("hf_llm_recipes")
@@ -16,7 +16,7 @@ log = logging.getLogger("hf_llm_recipes")
 
 @CALLBACKS.register
 @dataclass(kw_only=True, eq=False)
-class Overfitting(TrainerCallback, ExportableState):
+class Overfitting(InMetrics, ExportableState):
     """Watches the evaluation loss and says once what to try; it stops nothing.
 
     Args:
@@ -25,6 +25,8 @@ class Overfitting(TrainerCallback, ExportableState):
     Raises:
         ValueError: a value out of range.
     """
+
+    section: ClassVar[str] = "guard"
 
     patience: int = 3
 

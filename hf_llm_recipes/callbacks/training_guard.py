@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import wraps
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_llm_recipes.callbacks._batch_rows import guilty, rows_of
+from hf_llm_recipes.callbacks._figures import InMetrics
 from hf_llm_recipes.callbacks.overfitting import Overfitting
 from hf_llm_recipes.errors import RunError
 from hf_llm_recipes.registry import CALLBACKS
@@ -45,7 +46,7 @@ COUNTERS = (
 
 @CALLBACKS.register
 @dataclass(kw_only=True, eq=False)
-class TrainingGuard(TrainerCallback, ExportableState):
+class TrainingGuard(InMetrics, ExportableState):
     """Looks at every step before the optimizer does.
 
     Args:
@@ -62,6 +63,8 @@ class TrainingGuard(TrainerCallback, ExportableState):
     Raises:
         ValueError: a value out of range.
     """
+
+    section: ClassVar[str] = "guard"
 
     when_not_finite: Literal["stop", "skip"] = "stop"
     most_skipped: int = 10
@@ -375,12 +378,3 @@ def _total_norm(parameters: Any) -> Tensor:
 def default_guards(named: list[TrainerCallback]) -> list[TrainerCallback]:
     """Returns the guards that every run has, without those that its recipe names."""
     return [kind() for kind in GUARDS if not any(isinstance(callback, kind) for callback in named)]
-
-
-def guard_report(trainer: Trainer) -> dict[str, Any]:
-    """Returns what the guards of a Trainer have found, JSON-able."""
-    found: dict[str, Any] = {}
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, GUARDS):
-            found |= callback.report()
-    return found

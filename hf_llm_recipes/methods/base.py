@@ -67,6 +67,7 @@ class Method(ABC):
     takes_algorithm: ClassVar[bool] = False  # whether it reads `algorithm:` and `augmentation:`
     tasks: ClassVar[tuple[str, ...] | None] = None  # that it can train; None: every one with features
     for_task: ClassVar[dict[str, str]] = {}  # task -> the method that goes by this one's name there
+    refused_callbacks: ClassVar[dict[str, str]] = {}  # name -> why it has no place here
     comparable: ClassVar[bool] = False  # whether `supervised` on the same labels is a baseline to it
 
     @classmethod

@@ -55,6 +55,9 @@ class Propagation(Method):
     """
 
     takes_unlabeled: ClassVar[bool] = True
+    refused_callbacks: ClassVar[dict[str, str]] = {
+        "ema": "ema has no place here: this method keeps an average of its own (method.export)"
+    }
 
     unlabeled_ratio: float = 3.0
     neighbors: int = 15

@@ -104,6 +104,9 @@ class SelfTraining(Method):
     """
 
     takes_unlabeled: ClassVar[bool] = True
+    refused_callbacks: ClassVar[dict[str, str]] = {
+        "ema": "ema has no place here: each round begins anew from the base"
+    }
     for_task: ClassVar[dict[str, str]] = {"generation": "self_training_generation"}
 
     rounds: int = 3

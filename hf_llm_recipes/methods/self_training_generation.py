@@ -75,6 +75,9 @@ class SelfTrainingGeneration(Method):
     """
 
     takes_unlabeled: ClassVar[bool] = True
+    refused_callbacks: ClassVar[dict[str, str]] = {
+        "ema": "ema has no place here: each round begins anew from the base"
+    }
     comparable: ClassVar[bool] = True
     tasks: ClassVar[tuple[str, ...] | None] = ("generation",)
 

@@ -85,6 +85,9 @@ class SemiSupervised(Method):
     """
 
     takes_unlabeled: ClassVar[bool] = True
+    refused_callbacks: ClassVar[dict[str, str]] = {
+        "ema": "ema has no place here: this method keeps an average of its own (method.teacher, method.export)"
+    }
     takes_algorithm: ClassVar[bool] = True
 
     unlabeled_ratio: float = 3.0
