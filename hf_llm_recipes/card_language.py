@@ -8,6 +8,7 @@ AUTO_CLASSES = {  # pipeline tag -> class of transformers
     "fill-mask": "AutoModelForMaskedLM",
     "sentence-similarity": "AutoModel",
     "image-feature-extraction": "AutoModelForMaskedImageModeling",
+    "question-answering": "AutoModelForQuestionAnswering",
 }
 
 _ASK = {
@@ -50,6 +51,19 @@ _ASK = {
         "with torch.inference_mode():",
         "    states = model(**inputs, output_hidden_states=True).hidden_states[-1]",
         "print(states.mean(1).shape)  # one vector an image",
+    ],
+    "question-answering": [
+        'question, context = {example!r}, "Put the text here that holds the answer."',
+        'inputs = tokenizer(question, context, truncation="only_second", return_offsets_mapping=True,',
+        '    return_tensors="pt")',
+        'offsets = inputs.pop("offset_mapping")[0].tolist()',
+        "with torch.inference_mode():",
+        "    outputs = model(**inputs)",
+        "scores = outputs.start_logits[0][:, None] + outputs.end_logits[0]  # of each start with each end",
+        "inside = torch.tensor([part == 1 for part in inputs.sequence_ids()])",
+        "spans = (inside[:, None] & inside).triu()",
+        'start, end = divmod(scores.masked_fill(~spans, float("-inf")).argmax().item(), len(offsets))',
+        "print(context[offsets[start][0] : offsets[end][1]])",
     ],
 }
 

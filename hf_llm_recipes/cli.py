@@ -283,6 +283,9 @@ def verify(
 def predict(
     run_directory: RunArgument,
     texts: Annotated[list[str] | None, typer.Argument(help="Texts to answer.")] = None,
+    context: Annotated[
+        str | None, typer.Option(help="What the texts ask about, for question answering: a text or a file.")
+    ] = None,
     file: Annotated[Path | None, typer.Option("--file", help="Answer the rows of a file instead.")] = None,
     output: Annotated[
         Path | None, typer.Option(help="For --file: a .csv, .jsonl or .parquet file to write.")
@@ -311,6 +314,8 @@ def predict(
         raise typer.BadParameter("--output has an effect only with --file")
     if file is not None and output is None:
         raise typer.BadParameter("--file needs --output FILE (.csv, .jsonl or .parquet)")
+    if context is not None and not texts:
+        raise typer.BadParameter("--context has an effect only with questions")
     settings = _writing_settings(max_new_tokens, temperature, sample)
     _refuse_existing(output)
     if not texts and file is None:
@@ -323,7 +328,8 @@ def predict(
     if file is None:
         predictor = Predictor.load(run_directory, trust_code=trust_code)
         predictor.write_with(settings, seed)
-        _print_answers(texts, predictor.predict(texts))
+        asked = texts if context is None else predictor.asked_about(texts, context)
+        _print_answers(texts, predictor.predict(asked))
         return
     count = predict_file(run_directory, file, output, settings=settings, seed=seed, trust_code=trust_code)
     typer.echo(f"{count:,} rows answered: {output}")
@@ -520,7 +526,7 @@ def _show_beside(console, metrics: dict) -> None:
         "before training": metrics.get("before"),
         "supervised, same labels and steps": comparison.get("supervised"),
     }
-    for name in ("student", "teacher", "second_student"):
+    for name in ("student", "teacher", "second_student", "raw_weights", "averaged_weights"):
         rows[f"the {name.replace('_', ' ')}, not exported"] = method.get(f"test_{name}")
     for name, found in metrics.get("baselines", {}).items():
         rows[f"{name} on frozen features ({found['rows']:,} rows)"] = found
@@ -563,6 +569,8 @@ def _print_answers(texts: list[str], answers: list[dict]) -> None:
             said = " ".join(tag or "?" for tag in answer["tags"])
         elif "generated" in answer:
             said = answer["generated"]
+        elif "answer" in answer:
+            said = f"{answer['answer'] or 'no answer'} ({answer['score']:.2f})"
         elif "vector" in answer:
             vector = answer["vector"]
             said = f"{len(vector)} numbers: {', '.join(f'{x:.3f}' for x in vector[:4])}, …"

@@ -13,6 +13,7 @@ from datasets import Dataset
 from transformers import AutoImageProcessor, AutoTokenizer, set_seed
 
 from hf_llm_recipes import trust
+from hf_llm_recipes.assessing import temperature
 from hf_llm_recipes.assets import LOCAL
 from hf_llm_recipes.errors import DataError, RunError, UserError
 from hf_llm_recipes.methods._forward import model_inputs
@@ -33,26 +34,32 @@ class Predictor:
         model: In ``eval()``.
         tokenizer: Its tokenizer, or its image processor.
         task: What it predicts.
+        temperature: Its logits are divided by it.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, task: Task) -> None:
-        self.model, self.tokenizer, self.task = model, tokenizer, task
+    def __init__(self, model: Any, tokenizer: Any, task: Task, temperature: float = 1.0) -> None:
+        self.model, self.tokenizer, self.task, self.temperature = model, tokenizer, task, temperature
 
     @classmethod
-    def load(cls, path: str | Path, *, trust_code: bool = False, merged: bool = False) -> Predictor:
+    def load(
+        cls, path: str | Path, *, trust_code: bool = False, merged: bool = False, calibrated: bool = False
+    ) -> Predictor:
         """Loads a run directory, or the ``model/`` folder of one.
 
         Args:
             path: It.
             trust_code: Whether Python code that the run brings or names may run.
             merged: Whether an adapter becomes part of its base, a quantised one dequantised first.
+            calibrated: Whether the run's temperature divides the logits.
 
         Raises:
-            RunError: no run, an unfinished one, one whose code is not trusted, or its weights do not load.
+            RunError: no run, an unfinished one, one whose code is not trusted, or its weights do not load;
+                no temperature was fitted.
         """
         folder = model_folder(path)
         task, record = saved_task(folder, trust_code=trust_code), read_record(folder)
         trust.refuse_pickles(folder)
+        heat = temperature.load(folder) if calibrated else 1.0
         tokenizer = _processor(folder, task, record["model"].get("trust_remote_code", False))
         model = _model.load_saved(
             folder,
@@ -63,7 +70,7 @@ class Predictor:
             quantization=record["quantization"],
             merged=merged,
         )
-        return cls(model, tokenizer, task)
+        return cls(model, tokenizer, task, heat)
 
     def write_with(self, settings: dict[str, Any], seed: int | None = None) -> None:
         """Changes how the model writes its answers.
@@ -87,6 +94,23 @@ class Predictor:
                 hint="sample, or leave the seed out",
             )
         set_seed(seed)
+
+    def asked_about(self, questions: Sequence[str], context: str) -> list[tuple[str, str]]:
+        """Returns questions as ``predict`` takes them, each with the text that it is about.
+
+        Args:
+            questions: Texts.
+            context: A text, or the name of a UTF-8 file that holds it.
+
+        Raises:
+            RunError: the task is no question answering, or the file cannot be read.
+        """
+        if self.task.problem != "answers":
+            raise RunError(
+                f"the run's task is {registered_name(type(self.task))}, which takes no context",
+                allowed="runs of the task question_answering",
+            )
+        return [(question, _text_of(context)) for question in questions]
 
     def predict(self, rows: Sequence[Any] | Dataset, *, batch_size: int = 32) -> list[dict]:
         """Answers bare inputs, rows or a data set; one dict a row, in order.
@@ -117,6 +141,12 @@ class Predictor:
         Where rows have several outputs, such as words, both are padded to the longest with −100.
         """
         features, _ = self.task.encode(data, self.tokenizer, self.model.config, labeled=labeled)
+        return self.feature_logits(features, labeled=labeled, batch_size=batch_size)
+
+    def feature_logits(
+        self, features: Any, *, labeled: bool, batch_size: int = 32
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """As ``logits``, of rows that are features already."""
         order = np.argsort(-self.task.lengths(features), kind="stable")
         collate = self.task.collator(self.tokenizer)
         answers: list[Any] = [None] * len(features)
@@ -131,7 +161,10 @@ class Predictor:
                 for i, place in enumerate(chosen):
                     answers[place] = found[0][i]
                     labels[place] = found[1][i] if labeled else None
-        return stacked(answers), stacked(labels) if labeled else None
+        found = stacked(answers)
+        if self.temperature != 1.0:
+            found = temperature.divided(found, self.temperature)
+        return found, stacked(labels) if labeled else None
 
     def judge(self, data: Dataset) -> dict[str, Any]:
         """Returns the full metrics on labeled rows.
@@ -238,6 +271,16 @@ def _name_base(adapter: Path, name: str | None) -> None:
     if name.startswith(("~", LOCAL)) and path != name:
         values["base_model_name_or_path"] = name
         adapter.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _text_of(given: str) -> str:
+    """A file's content where there is such a file, else the text itself."""
+    try:
+        return Path(given).read_text(encoding="utf-8") if Path(given).is_file() else given
+    except (OSError, ValueError) as error:  # too long for a name, or no UTF-8
+        if isinstance(error, UnicodeDecodeError):
+            raise RunError("the context is no UTF-8 text", where=given, hint="convert the file") from error
+        return given
 
 
 def _of_record(make: Callable[[], Any], folder: Path) -> Any:
