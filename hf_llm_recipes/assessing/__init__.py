@@ -1,0 +1,1 @@
+"""Evaluation beyond one number: slices, tests between runs, temperature, robustness, attributions."""
