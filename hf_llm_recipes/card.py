@@ -9,6 +9,7 @@ Notable:
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +17,15 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from hf_llm_recipes import assets, card_language
+from hf_llm_recipes.card_license import hub_license
 from hf_llm_recipes.errors import UserError, did_you_mean
 from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.rundir import RECIPE
 
 PACKAGED = "local/"  # prefix of the models and corpora that this package fetches itself
 PROBLEMS = ("single_label", "multi_label", "regression", "tokens", "language")
+_RESOLVE = "from hf_llm_recipes.assets import resolve_model"
+_PACKAGES = "torch transformers peft"  # of an adapter
 SMALL_TEST_ROWS = 1000  # an accuracy of 0.9 has an interval of +- 2 points there
 FEW_CLASS_ROWS = 20
 LOW_RECALL = 0.5
@@ -96,6 +100,7 @@ class CardInfo:
         base_model_license: A licence id of the Hub, if known.
         baseline: A sentence on what a simpler method reaches on the same rows.
         minutes: Of training.
+        energy: ``kwh`` and ``co2e_kg`` of the training, where they were measured.
         peak_memory_gib: One number, or one for each of ``host`` and ``gpu``.
         command: That repeats the run.
         repo_id: Where the model will be on the Hub; without it the code names a folder.
@@ -123,6 +128,7 @@ class CardInfo:
     base_model_license: str | None = None
     baseline: str | None = None
     minutes: float | None = None
+    energy: Mapping[str, float] | None = None
     peak_memory_gib: float | Mapping[str, float] | None = None
     command: str | None = None
     repo_id: str | None = None
@@ -204,13 +210,17 @@ def info_of_run(
         data=environment["data"],
         metrics=metrics["test"],
         recipe_text=recipe_text,
-        base_model_license=assets.license_of(recipe.section("model").get("name")),
+        base_model_license=recipe.section("model").get("license")
+        or assets.license_of(recipe.section("model").get("name")),
         environment=environment,
         minutes=training["minutes"] + training.get("minutes_before", 0.0),  # runs of before lack the second
+        energy=training.get("energy"),
         peak_memory_gib=training["peak_memory_gib"],
         command=f"hf-llm-recipes run {RECIPE}",
         max_length=getattr(task, "max_length", None),
-        trust_remote_code=bool(recipe.section("model").get("trust_remote_code")),
+        trust_remote_code=bool(
+            recipe.section("model").get("trust_remote_code") or getattr(config, "auto_map", None)
+        ),
     )
 
 
@@ -245,6 +255,30 @@ def model_card(info: CardInfo) -> str:
         _bullets(_limits(info)),
     ]
     return f"---\n{_front_matter(info)}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def on_the_hub(text: str, repository: str, base: str | None = None) -> str:
+    """Returns a card whose code loads the model from the Hub.
+
+    Args:
+        text: Of ``model_card``, perhaps with more behind it.
+        repository: ``user/name``.
+        base: Where the base of its adapter lies there; None of a whole model, or of one that does not.
+    """
+    text = _set_line(text, "model_id", repr(repository))
+    if base is None:
+        return text
+    text = _set_line(text, "base_model", repr(base))
+    text = text.replace(f"\n{_RESOLVE}\n", "\n", 1).replace(f"{_PACKAGES} hf_llm_recipes", _PACKAGES, 1)
+    text = re.sub(r"\n- The base model \([^\n]*\) is not on the Hub and is needed to load it\.", "", text)
+    if re.search("^base_model: ", text.split("\n---", 1)[0], re.MULTILINE):
+        return text
+    return text.replace("\nlibrary_name: ", f"\nbase_model: {json.dumps(base)}\nlibrary_name: ", 1)
+
+
+def _set_line(text: str, name: str, value: str) -> str:
+    """Gives a variable of the card's code, at its first assignment, another value."""
+    return re.sub(rf"^{name} = [^\n]*", lambda _: f"{name} = {value}", text, count=1, flags=re.MULTILINE)
 
 
 def usage_code(info: CardInfo) -> str:
@@ -319,7 +353,7 @@ def _input_code(info: CardInfo, remote: str) -> list[str]:
 
 
 def _packaged_import(info: CardInfo) -> list[str]:
-    return ["", "from hf_llm_recipes.assets import resolve_model"] if info.is_packaged_base else []
+    return ["", _RESOLVE] if info.is_packaged_base else []
 
 
 def _base_code(info: CardInfo) -> str:
@@ -372,16 +406,17 @@ def _front_matter(info: CardInfo) -> str:
         tags=["hf_llm_recipes", _visible(info.task), *([_visible(info.tuning)] if info.is_adapter else [])],
         model_name=_visible(_last_parts(info.name)) if results else None,
         eval_results=results or None,
-        **_license(info.base_model_license),
+        **hub_license(info.base_model_license),
+        **_emissions(info.energy),
     ).to_yaml()
 
 
-def _license(name: str | None) -> dict[str, str]:
-    if name is None:
+def _emissions(energy: Mapping[str, float] | None) -> dict[str, Any]:
+    """What the Hub shows of a training's emissions, in grams of CO₂e."""
+    if not energy:
         return {}
-    if re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name):
-        return {"license": name}
-    return {"license": "other", "license_name": _visible(name)}
+    grams = round(1000 * energy["co2e_kg"], 3)
+    return {"co2_eq_emissions": {"emissions": grams, "source": "codecarbon", "training_type": "fine-tuning"}}
 
 
 def _eval_results(info: CardInfo) -> list[Any]:
@@ -441,7 +476,7 @@ def _what_it_is(info: CardInfo) -> str:
     return (
         f"{whole} {base} that answers {kind} {'an image' if _takes_images(info) else 'a row'} "
         f"({_text(info.task)}, {_text(info.tuning)} tuning{quantized}). "
-        f"Base model licence: {_text(info.base_model_license or 'not recorded')}."
+        f"Licence: {_text(info.base_model_license or 'not stated')}."
     )
 
 
@@ -486,7 +521,7 @@ def _class_table(per_class: Mapping[str, Mapping[str, Any]], counted: str) -> st
 
 
 def _use(info: CardInfo) -> list[str]:
-    packages = "torch transformers" + (" peft" if info.is_adapter else "")
+    packages = _PACKAGES if info.is_adapter else "torch transformers"
     if info.is_adapter and info.is_packaged_base:
         packages += " hf_llm_recipes"
     return [_fenced("bash", f"pip install {packages}"), _fenced("python", usage_code(info))]
@@ -525,6 +560,9 @@ def _compute(info: CardInfo) -> list[str]:
         facts |= {f"peak memory, {kind}": f"{gib:.2f} GiB" for kind, gib in info.peak_memory_gib.items()}
     elif info.peak_memory_gib is not None:
         facts["peak memory"] = f"{info.peak_memory_gib:.2f} GiB"
+    if info.energy:
+        facts["energy"] = f"{info.energy['kwh']:.3g} kWh"
+        facts["emissions, estimated"] = f"{info.energy['co2e_kg']:.3g} kg CO₂e"
     facts |= {
         k: v for k, v in info.environment.items() if k not in ("data", "notes") and v not in (None, [], {})
     }
@@ -620,7 +658,7 @@ def _base_limits(info: CardInfo) -> list[str]:
         base = info.base_model if info.is_packaged_base else _last_part(info.base_model)
         limits.append(f"The base model ({base}) is not on the Hub and is needed to load it.")
     if info.base_model_license is None:
-        limits.append("The base model's licence is not recorded: look it up before you pass this model on.")
+        limits.append("No licence is stated: look up the base model's before you pass this model on.")
     return limits
 
 

@@ -47,6 +47,10 @@ def run(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 
     done = engine.run(loaded)
     _show_result(done, loaded)
+    if done.pushed is not None and "error" in done.pushed:
+        _exit(f"not pushed: {done.pushed['error']}\nto push it later: {done.pushed['command']}", 1)
+    if done.pushed is not None:
+        typer.echo(f"pushed: {done.pushed['url']}")
 
 
 @app.command(name="list")
@@ -336,6 +340,48 @@ def predict(
 
 
 @app.command()
+def push(
+    run_directory: RunArgument,
+    repository: Annotated[str, typer.Argument(help="USER/NAME on the Hub; NAME alone is one of yours.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="Make a public repository, if none is there.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files and send nothing.")] = False,
+    existing: Annotated[
+        bool, typer.Option("--existing", help="Overwrite files of a repository that holds something else.")
+    ] = False,
+    base: Annotated[
+        str | None, typer.Option(help="USER/NAME of an adapter's base, where that is a folder here.")
+    ] = None,
+    revision: Annotated[str, typer.Option(help="The branch; made where there is none.")] = "main",
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    no_report: Annotated[
+        bool, typer.Option("--no-report", help="Leave report.html out, which shows texts of test rows.")
+    ] = False,
+) -> None:
+    """Send a finished run (or what `merge` made) to the Hub in one commit; private unless asked otherwise.
+
+    Model or adapter, tokenizer, code, card, recipe, metrics and report go. Every file is searched for
+    secrets first. The token is huggingface_hub's (`hf auth login`, HF_TOKEN). An interrupted push is simply
+    repeated: what has arrived is not sent twice.
+    """
+    from hf_llm_recipes.hub import PushToHub
+    from hf_llm_recipes.pushing import push as push_run
+
+    to = PushToHub(
+        name=repository,
+        private=not public,
+        existing=existing,
+        base=base,
+        revision=revision,
+        message=message,
+        report=not no_report,
+    )
+    _log_to_terminal()
+    _show_push(push_run(run_directory, to, dry_run=dry_run))
+
+
+@app.command()
 def serve(
     run_directory: RunArgument,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is every one.")] = "127.0.0.1",
@@ -355,6 +401,20 @@ def serve(
     from hf_llm_recipes import serving
 
     serving.serve(run_directory, host, port, typer.echo, trust_code=trust_code)
+
+
+def _show_push(done: Any) -> None:
+    for name, size in done.sizes.items():
+        typer.echo(f"{size:>14,}  {visible(name)}")
+    typer.echo(f"{sum(done.sizes.values()):>14,}  bytes in {len(done.sizes)} files")
+    for said in done.notes:
+        typer.echo(f"careful: {visible(said)}", err=True)
+    if done.sent is None:
+        typer.echo(f"nothing was sent; without --dry-run it goes to {done.name}")
+    elif done.sent.new:
+        typer.echo(f"pushed: {done.sent.url} (commit {done.sent.commit[:8]})")
+    else:
+        typer.echo(f"all of it was there already: {done.sent.url} (commit {done.sent.commit[:8]})")
 
 
 def _planned(recipe: Any) -> Any:

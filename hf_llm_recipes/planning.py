@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from hf_llm_recipes import rundir, trust
+from hf_llm_recipes import hub, rundir, trust
 from hf_llm_recipes.errors import RecipeError
 from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.registry import (
@@ -44,8 +44,8 @@ TRAINER_REFUSED = {
     "do_train": "it has no effect here",
     "do_eval": "it has no effect here",
     "do_predict": "it has no effect here",
-    "push_to_hub": "push the run's model/ folder when it is done: `hf upload USER/NAME RUN/model`",
-    "hub_model_id": "push the run's model/ folder when it is done: `hf upload USER/NAME RUN/model`",
+    "push_to_hub": "set the top-level key `push_to_hub: user/name`, or push later: `hf-llm-recipes push`",
+    "hub_model_id": "set the top-level key `push_to_hub: user/name`",
     "hub_token": "log in with `hf auth login`; a recipe holds no secrets",
     "use_cache": "the task decides it",
     "remove_unused_columns": "the task hands over only what the model takes",
@@ -135,6 +135,8 @@ def plan(recipe: Recipe) -> Plan:
         "method": method_class,
         "trainer": method_class.arguments_class(),
     }
+    if hub.settings_of(recipe) is not None:
+        readers[hub.KEY] = hub.PushToHub
     if quantization is not None:
         from transformers import BitsAndBytesConfig
 

@@ -34,6 +34,7 @@ SCALARS: dict[str, Any] = {
     "imports": list[str],
     "trust_imports": bool,
     "compare": bool,
+    "push_to_hub": dict | str | bool,
 }
 SECTIONS = ("model", "tuning", "quantization", "data", "task", "method", "algorithm", "trainer")
 LISTS = ("augmentation", "stages", "callbacks")
@@ -304,7 +305,7 @@ class Recipe:
     def differences(self, other: Recipe) -> list[str]:
         """Lines ``key: ours -> theirs`` for every value that differs, except those of this one command."""
         ours, theirs = (_flatten(without_home(one.values)) for one in (self, other))
-        skip = ("output", "resume", "trust_imports")
+        skip = ("output", "resume", "trust_imports", "push_to_hub")
         return [
             f"{_dotted(path)}: {_show(ours.get(path))} -> {_show(theirs.get(path))}"
             for path in sorted({*ours, *theirs}, key=str)
@@ -315,7 +316,7 @@ class Recipe:
         known = {key: (hint, False) for key, hint in SCALARS.items()}
         known |= dict.fromkeys(SECTIONS, (dict | str, False)) | dict.fromkeys(LISTS, (list, False))
         for key, value in self.values.items():
-            self._check_key((key,), value, known, {})
+            self._check_key((key,), value, known, {"hub_model_id": "write `push_to_hub: user/name`"})
         name = self.values.get("name")
         if name is not None and not _is_file_name(name):
             raise RecipeError(

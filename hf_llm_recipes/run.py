@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_llm_recipes import checkpoints, evaluation, report, rundir, secrets_scan, trust
+from hf_llm_recipes import checkpoints, evaluation, pushing, report, rundir, secrets_scan, trust
 from hf_llm_recipes.errors import InterruptedRunError, RecipeError, RunError
 from hf_llm_recipes.estimate import predicted
 from hf_llm_recipes.planning import Plan, plan, recipe_text
@@ -47,10 +47,13 @@ class Run:
     Args:
         path: Its directory.
         metrics: What ``metrics.json`` holds.
+        pushed: ``url`` and ``commit`` on the Hub, or ``error`` and the ``command`` that pushes later; None
+            where the recipe pushes nothing.
     """
 
     path: Path
     metrics: dict[str, Any]
+    pushed: dict[str, Any] | None = None
 
 
 def run(recipe: Recipe | str | Path, *overrides: str) -> Run:
@@ -77,7 +80,10 @@ def run(recipe: Recipe | str | Path, *overrides: str) -> Run:
         recipe = copy.deepcopy(recipe)
         for override in overrides:
             recipe.override(override)
-    return _with_baseline(recipe) if recipe.get("compare") else _Runner(plan(recipe)).run()
+    to = pushing.before_training(recipe)
+    done = _with_baseline(recipe) if recipe.get("compare") else _Runner(plan(recipe)).run()
+    done.pushed = pushing.after_run(done.path, to)
+    return done
 
 
 def estimate(recipe: Recipe, device: str | None = None) -> Any:

@@ -70,17 +70,34 @@ def scan(
         home: Whose path is looked for; this user's when None.
     """
     folder = Path(folder)
+    files = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    return scan_files(files, environment=environment, home=home)
+
+
+def scan_files(
+    files: Mapping[str, Path],
+    *,
+    environment: Mapping[str, str] | None = None,
+    home: str | Path | None = None,
+) -> list[Finding]:
+    """Returns what in some files should not be passed on.
+
+    Args:
+        files: What findings call each file -> the file.
+        environment: As ``scan`` has it.
+        home: The same.
+    """
     looked_for = _looked_for(
         os.environ if environment is None else environment, Path.home() if home is None else Path(home)
     )
     found: dict[Finding, None] = {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for name, file in files.items():
         for line, text in _contents(file):
             for kind, start in _matches(text, looked_for):
                 if kind == HOME and CHECKPOINTS in file.parts:
                     continue
                 at = text.count(b"\n", 0, start) + 1 if line is None and _is_text(file) else line
-                found[Finding(str(file.relative_to(folder)), at, kind)] = None
+                found[Finding(name, at, kind)] = None
     return list(found)
 
 

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from hf_llm_recipes import card_language
-from hf_llm_recipes.card import CardInfo, _last_parts, is_hub_id, model_card, usage_code
+from hf_llm_recipes.card import CardInfo, _last_parts, is_hub_id, model_card, on_the_hub, usage_code
 from hf_llm_recipes.errors import UserError
 
 HOSTILE = [
@@ -201,13 +201,50 @@ class TestFrontMatter:
 
     @pytest.mark.parametrize(
         ("name", "expected"),
-        [(None, (None, None)), ("mit", ("mit", None)), ("Gemma: Terms", ("other", "Gemma: Terms"))],
+        [
+            (None, (None, None)),
+            ("mit", ("mit", None)),
+            ("BSD-3-Clause", ("bsd-3-clause", None)),
+            ("gpl-2.0-or-later", ("other", "gpl-2.0-or-later")),  # no id of the Hub, which would refuse it
+            ("Gemma: Terms", ("other", "gemma-terms")),
+        ],
     )
     def test_license(self, name, expected):
         text = model_card(make_info(base_model_license=name))
         data = ModelCard(text).data
         assert (data.license, data.license_name) == expected
-        assert ("licence is not recorded" in section(text, "Limits")) == (name is None)
+        assert ("No licence is stated" in section(text, "Limits")) == (name is None)
+        assert (f"Licence: {name or 'not stated'}." in text) or name == "Gemma: Terms"
+
+
+class TestOnTheHub:
+    def test_the_code_names_the_repository_and_nothing_else_changes(self):
+        text = model_card(make_info(weights_format="transformers"))
+        there = on_the_hub(text, "me/sms")
+        changed = [(a, b) for a, b in zip(text.splitlines(), there.splitlines(), strict=True) if a != b]
+        assert changed == [
+            ("model_id = 'sms-lora'  # on the Hub, or the folder with this file", "model_id = 'me/sms'")
+        ]
+
+    @pytest.mark.parametrize("base", ["/home/jane/bert", "local/minilm"])
+    def test_a_base_that_was_a_folder_is_named_as_it_is_called_there(self, base):
+        text = on_the_hub(model_card(make_info(base_model=base)), "me/sms", "me/bert")
+        card = ModelCard(text)
+        assert card.data.base_model == "me/bert"
+        assert card.data.library_name == "peft"
+        (code,) = fences(text, "python")
+        assert "base_model = 'me/bert'\n" in code
+        assert "model_id = 'me/sms'\n" in code
+        assert "hf_llm_recipes" not in code
+        assert fences(text, "bash")[0] == "pip install torch transformers peft\n"
+        assert "is not on the Hub" not in text
+
+    def test_a_base_of_the_hub_stays(self):
+        text = model_card(make_info())
+        assert ModelCard(on_the_hub(text, "me/sms", "google-bert/bert-base-uncased")).data.base_model == (
+            "google-bert/bert-base-uncased"
+        )
+        assert on_the_hub(text, "me/sms").count("\nbase_model: ") == 1
 
 
 class TestSections:
@@ -247,6 +284,14 @@ class TestSections:
         assert ["packages", "torch 2.13.0, peft 0.21.2"] in rows
         assert ["device", "cpu EPYC"] in rows
         assert "told elsewhere" not in card
+
+    def test_energy_stands_in_the_table_and_in_grams_for_the_hub(self):
+        text = model_card(make_info(energy={"kwh": 0.01234, "co2e_kg": 0.00567}))
+        (rows,) = tables(section(text, "Compute"))
+        assert ["energy", "0.0123 kWh"] in rows
+        assert ["emissions, estimated", "0.00567 kg CO₂e"] in rows
+        stated = yaml.safe_load(text.split("---\n")[1])["co2_eq_emissions"]
+        assert (stated["emissions"], stated["source"]) == (5.67, "codecarbon")
 
     def test_compute_without_figures(self):
         card = model_card(make_info(minutes=None, peak_memory_gib=None, environment={}))

@@ -47,6 +47,7 @@ class Source:
         name: A Hub id, ``local/<corpus>``, a file, a folder or a glob.
         config: The Hub configuration.
         revision: The Hub revision; give a commit to pin the rows.
+        license: Of the rows, as their owner states it; for the card, in place of what the data says.
         train: A split expression (``train[:80%]``, ``train+validation``) or a file.
         eval: The same; by default the split validation, valid, dev or eval, or rows held out of train.
         test: The same; by default the split test, or rows held out of train.
@@ -75,6 +76,7 @@ class Source:
     name: str
     config: str | None = None
     revision: str | None = None
+    license: str | None = None
     train: str | None = None
     eval: str | None = None
     test: str | None = None
@@ -233,7 +235,8 @@ def load(
     for part in [part for part in (*PARTS, "unlabeled") if data.get(part) is not None]:
         rows = None if part == "train" and source.streaming else len(data[part])
         described[part] = {"rows": rows, "columns": data[part].column_names, **described[part]}
-    facts = {**opened.description, "splits": described, **findings, "notes": notes}
+    stated = {"license": source.license} if source.license else {}
+    facts = {**opened.description, **stated, "splits": described, **findings, "notes": notes}
     return Loaded(**data, description=facts)
 
 

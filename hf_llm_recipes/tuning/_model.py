@@ -59,6 +59,7 @@ class ModelSource:
         tokenizer: With ``architecture``: whose tokenizer (a Hub id, a folder, ``local/…``), or how one is
             trained on the train split: ``{train: bpe, vocab_size: 8000}``. One that takes images needs none.
         revision: Commit, tag or branch on the Hub.
+        license: Of the weights, as their owner states it; the card of what is trained from them passes it on.
         dtype: Of the weights; ``auto`` takes what the device computes well.
         trust_remote_code: Runs the Python code that the checkpoint ships.
         attn_implementation: ``eager``, ``sdpa``, ``flash_attention_2``, …
@@ -75,6 +76,7 @@ class ModelSource:
     config: dict[str, Any] | None = None
     tokenizer: TokenizerTraining | str | None = None
     revision: str | None = None
+    license: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     trust_remote_code: bool = False
     attn_implementation: str | None = None
