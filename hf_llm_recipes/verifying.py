@@ -23,7 +23,8 @@ from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.rundir import RunDirectory
 
 STEPS = 5
-TIMES = ("runtime", "per_second", "time")  # ends of names that no two runs share
+TIMES = ("runtime", "per_second", "time", "mfu")  # ends of names that no two runs share
+MEASURED = ("energy/", "memory/")  # beginnings of such names
 
 
 @dataclass
@@ -123,7 +124,11 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         return []
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     return [
-        {name: value for name, value in line.items() if not name.endswith(TIMES)}
+        {
+            name: value
+            for name, value in line.items()
+            if not name.endswith(TIMES) and not name.startswith(MEASURED)
+        }
         for line in lines
         if "train_runtime" not in line
     ]

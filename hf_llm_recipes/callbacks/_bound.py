@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 
 from transformers import Trainer, TrainerCallback
@@ -56,10 +57,22 @@ def bind(trainer: Trainer) -> Trainer:
 
     A run does it by itself; in a program of your own: ``bind(Trainer(…, callbacks=[EMA()])).train()``.
     """
+    load = trainer._load_callback_state
+
+    @wraps(load)
+    def loaded() -> None:
+        load()  # puts new ones, made from the checkpoint, behind all others
+        _show(trainer)
+
+    trainer._load_callback_state = loaded
+    return watch(_show(trainer))
+
+
+def _show(trainer: Trainer) -> Trainer:
     for callback in list(trainer.callback_handler.callbacks):
         if isinstance(callback, Bound):
             callback.bind(trainer)
-    return watch(ahead_of_trackers(trainer))
+    return ahead_of_trackers(trainer)
 
 
 def variants_of(trainer: Trainer) -> dict[str, AbstractContextManager]:
