@@ -13,7 +13,7 @@ from hf_llm_recipes.recipe import Recipe
 
 BASELINE = "baseline"  # folder of the supervised run, inside the run it is compared with
 # keys that it goes without
-UNSUPERVISED = ("compare", "algorithm", "augmentation", "stages", "method", "push_to_hub")
+UNSUPERVISED = ("compare", "algorithm", "augmentation", "stages", "method", "evaluate", "push_to_hub")
 POOL_KEYS = ("unlabeled", "unlabeled_limit", "pool_overlap")
 RESAMPLES = 2000
 

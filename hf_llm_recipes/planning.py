@@ -69,6 +69,7 @@ class Plan:
         algorithm: A registered algorithm, or None where the method takes none.
         augmentation: Registered augmentations, in order.
         stages: Registered stages, in order.
+        assessment: ``assessing.section.Assessment``, what is looked at beyond the scores.
         callbacks: Registered callbacks, one instance each.
         readers: For every section the class that reads it.
     """
@@ -84,6 +85,7 @@ class Plan:
     algorithm: Any
     augmentation: list[Any]
     stages: list[Any]
+    assessment: Any
     callbacks: list[Any]
     readers: dict[str, str]
 
@@ -99,6 +101,7 @@ def plan(recipe: Recipe) -> Plan:
     Raises:
         RecipeError: a key, type or value that its class does not take, with file and line.
     """
+    from hf_llm_recipes.assessing.section import Assessment
     from hf_llm_recipes.data.loading import Source
     from hf_llm_recipes.tuning._model import ModelSource
 
@@ -134,6 +137,7 @@ def plan(recipe: Recipe) -> Plan:
         "task": task_class,
         "method": method_class,
         "trainer": method_class.arguments_class(),
+        **({"evaluate": Assessment} if recipe.section("evaluate") else {}),
     }
     if hub.settings_of(recipe) is not None:
         readers[hub.KEY] = hub.PushToHub
@@ -157,6 +161,7 @@ def plan(recipe: Recipe) -> Plan:
         algorithm=algorithm,
         augmentation=augmentation,
         stages=stages,
+        assessment=recipe.build("evaluate", cls=Assessment),
         callbacks=callbacks,
         readers={k: _class_path(v) for k, v in readers.items()}
         | augmentation_readers

@@ -36,7 +36,7 @@ SCALARS: dict[str, Any] = {
     "compare": bool,
     "push_to_hub": dict | str | bool,
 }
-SECTIONS = ("model", "tuning", "quantization", "data", "task", "method", "algorithm", "trainer")
+SECTIONS = ("model", "tuning", "quantization", "data", "task", "method", "algorithm", "trainer", "evaluate")
 LISTS = ("augmentation", "stages", "callbacks")
 TOP_KEYS = (*SCALARS, *SECTIONS, *LISTS)
 MAX_NODES = 10_000  # a recipe has some dozens; this bounds alias bombs

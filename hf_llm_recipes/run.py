@@ -189,6 +189,7 @@ class _Runner:
         self.plan = plan
         self.started = time.monotonic()
         self.notes: list[str] = []
+        self.answers: tuple[np.ndarray, np.ndarray] | None = None  # to the test rows, with their labels
 
     def run(self) -> Run:
         """The steps in order."""
@@ -235,6 +236,7 @@ class _Runner:
 
     def prepare_data(self) -> None:
         """Data and features."""
+        from hf_llm_recipes.assessing.section import check
         from hf_llm_recipes.data.loading import load
         from hf_llm_recipes.tuning import _model
 
@@ -253,6 +255,8 @@ class _Runner:
         if not uses_pool:
             self.loaded.unlabeled = None  # `labels_per_class` makes one for whoever wants it
         self._say(self.loaded.description.get("notes", []))
+        asked, loaded = plan.assessment, self.loaded
+        plan.recipe.located(lambda: check(asked, plan.task, loaded.test, loaded.eval), "evaluate")
         self.tokenizer = plan.recipe.located(
             lambda: _model.load_processor(plan.model, plan.task.processor, self.loaded.train, inputs), "model"
         )
@@ -448,6 +452,7 @@ class _Runner:
             with directory.replacing(rundir.MODEL) as folder:
                 self._save_model(folder)
             metrics = self._judge_model() if plan.task.judges_model else self._judge_logits()
+            metrics = self._assessed(metrics) if plan.assessment.wanted else metrics
             self._write_card(metrics)
             evaluation.write_metrics(directory / rundir.METRICS, metrics)  # says that the run has finished
         self._write_report()
@@ -455,10 +460,19 @@ class _Runner:
         _check_reload(metrics["reload"], directory)
         return Run(directory.path, metrics)
 
+    def _assessed(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """The metrics, with what `evaluate:` asks for beyond them."""
+        from hf_llm_recipes.assessing.engine import of_run
+        from hf_llm_recipes.predictor import Predictor
+
+        model = Predictor(self.trainer.model.eval(), self.tokenizer, self.plan.task)
+        asked, folder = self.plan.assessment, self.directory / rundir.MODEL
+        return of_run(model, asked, self.loaded, self.answers, metrics, folder)
+
     def _judge_logits(self) -> dict[str, Any]:
         """The metrics of a task with few outputs a row; writes the predictions."""
         plan, config = self.plan, self.built.model.config
-        logits, labels = self._predict_test()
+        logits, labels = self.answers = self._predict_test()
         metrics = {
             "test": plan.task.judge(logits, labels, config),
             "training": self._training_figures(),

@@ -111,6 +111,28 @@ def assess(
     return {key: one for key, one in found.items() if one}
 
 
+def of_run(
+    predictor: Any,
+    asked: Assessment,
+    loaded: Any,
+    answers: tuple[Any, Any] | None,
+    metrics: dict[str, Any],
+    model: Path,
+) -> dict[str, Any]:
+    """Returns the metrics of a run that ends, with what was asked for; what cannot be measured costs no run.
+
+    Args:
+        predictor: Around the trained model.
+        asked: The recipe's `evaluate:`.
+        loaded: ``data.loading.Loaded``.
+        answers: Logits and labels of the test rows, where the task is judged by them.
+        metrics: Of the run so far.
+        model: The run's ``model/``.
+    """
+    found = assess(predictor, asked, loaded.test, loaded.eval, answers=answers, lenient=True)
+    return store(metrics, found, model)
+
+
 def store(metrics: dict[str, Any], found: dict[str, Any], model: Path) -> dict[str, Any]:
     """Returns the metrics of a run with what ``assess`` found; a temperature is kept beside the weights.
 
