@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hf_llm_recipes import evaluation, rundir
+from hf_llm_recipes.assessing import engine, significance
+from hf_llm_recipes.assessing.section import Assessment
 from hf_llm_recipes.errors import DataError, RunError
 from hf_llm_recipes.predictor import Predictor
 from hf_llm_recipes.recipe import Recipe
+from hf_llm_recipes.reporting import comparing, facts
 from hf_llm_recipes.rundir import RunDirectory, writing
 
 WRITERS = {".csv": "to_csv", ".jsonl": "to_json", ".parquet": "to_parquet"}
@@ -36,6 +41,73 @@ def evaluate_run(
     rows = test_rows(run.recipe(), predictor) if data is None else file_rows(run.recipe(), data)
     with _said_of(data):
         return predictor.judge(rows)
+
+
+def assess_run(
+    directory: str | Path, asked: Assessment, data: str | Path | None = None, *, trust_code: bool = False
+) -> dict[str, Any]:
+    """Looks at a finished run once more; what is found on its own test rows is kept in ``metrics.json``.
+
+    Args:
+        directory: A run directory.
+        asked: What is looked at.
+        data: A labeled file in place of the test split; then nothing is kept.
+        trust_code: Whether Python code that the run brings or names may run.
+
+    Returns:
+        By ``slices``, ``temperature``, ``robustness`` and ``metrics`` (more scores).
+
+    Raises:
+        RunError: no finished run.
+        DataError: what is asked for does not fit the rows or the task.
+    """
+    run = RunDirectory.existing(directory)
+    metrics = run.metrics()
+    predictor = Predictor.load(directory, trust_code=trust_code)
+    loaded = splits_of(run.recipe(), predictor)
+    test = loaded.test if data is None else file_rows(run.recipe(), data)
+    with _said_of(data):
+        found = engine.assess(predictor, asked, test, loaded.eval)
+    if data is None:
+        with writing(run.path, "copy the run to where you may write"), rundir.locked(run.path):
+            kept = engine.store(metrics, found, run / rundir.MODEL)
+            evaluation.write_metrics(run / rundir.METRICS, kept)
+    return found
+
+
+def compare_runs(
+    first: str | Path,
+    second: str | Path,
+    *,
+    test: str | None = None,
+    data: str | Path | None = None,
+    trust_code: bool = False,
+) -> dict[str, Any]:
+    """Tests whether two finished runs differ on the same rows; see ``significance.compare``.
+
+    Args:
+        first: A run directory.
+        second: Another.
+        test: ``mcnemar`` or ``wilcoxon``; None takes the one that fits.
+        data: A labeled file that both answer, in place of the test rows that both were judged on.
+        trust_code: Whether Python code that the runs bring or name may run.
+
+    Raises:
+        RunError: no finished run, or they were judged on other rows.
+        DataError: the test does not fit, or rows that cannot be used.
+    """
+    runs = [facts.read(one) for one in (first, second)]
+    for one in runs:
+        RunDirectory(one.path).metrics()  # a run that has not finished is refused
+    if data is None:
+        _same_rows(runs)
+        columns = [one.predictions for one in runs]
+    else:
+        columns = [_columns_of(one.path, data, trust_code) for one in runs]
+    found = significance.compare(*columns, test)
+    names = comparing.names_of(runs)
+    rows = len(next(iter(columns[0].values())))
+    return {"runs": {"first": names[0], "second": names[1]}, "rows": rows, **found}
 
 
 def predict_file(
@@ -87,6 +159,40 @@ def predict_file(
     return len(answers)
 
 
+def _same_rows(runs: list[facts.Facts]) -> None:
+    for one in runs:
+        if not one.predictions:
+            raise RunError(
+                f"has no {rundir.PREDICTIONS} to compare by", where=str(one.path), hint="add --data FILE"
+            )
+    lengths = [len(next(iter(one.predictions.values()))) for one in runs]
+    if comparing.same_test_rows(runs) and len(set(lengths)) == 1:
+        return
+    splits = [one.environment.get("data", {}).get("splits", {}).get("test", {}) for one in runs]
+    said = [f"{rows:,} rows, {one.get('fingerprint')}" for one, rows in zip(splits, lengths, strict=True)]
+    raise RunError(
+        f"the runs were judged on other test rows: {said[0]} and {said[1]}",
+        where=f"{runs[0].path} and {runs[1].path}",
+        allowed="runs with the same test split",
+        hint="judge both on one labeled file: --data FILE",
+    )
+
+
+def _columns_of(run: Path, data: str | Path, trust_code: bool) -> dict[str, list[Any]]:
+    """What a run says of the rows of a file, as its ``predictions.parquet`` would have it."""
+    import pyarrow.parquet
+
+    predictor = Predictor.load(run, trust_code=trust_code)
+    rows, task, config = file_rows(RunDirectory(run).recipe(), data), predictor.task, predictor.model.config
+    with _said_of(data), tempfile.TemporaryDirectory() as folder:
+        if task.judges_model:
+            features, _ = task.encode(rows, predictor.tokenizer, config, labeled=True)
+            return task.judge_model(predictor.model, features, rows, predictor.tokenizer).columns
+        path = Path(folder) / rundir.PREDICTIONS
+        task.write_predictions(path, rows, *predictor.logits(rows, labeled=True), config)
+        return pyarrow.parquet.read_table(path).to_pydict()
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bar for one file."""
@@ -115,12 +221,17 @@ def _said_of(path: str | Path | None) -> Iterator[None]:
 
 def test_rows(recipe: Recipe, predictor: Predictor) -> Any:
     """Returns the test split of a run's data."""
+    return splits_of(recipe, predictor).test
+
+
+def splits_of(recipe: Recipe, predictor: Predictor) -> Any:
+    """Returns the labeled splits of a run's data, as ``data.loading.Loaded``."""
     from hf_llm_recipes.data.loading import Source, load
 
     source = recipe.build("data", cls=Source)
     task = predictor.task
     texts = task.input_columns if task.processor == "tokenizer" else ()
-    return load(source, stratify_by=task.stratify_by, text_columns=texts).test
+    return load(source, stratify_by=task.stratify_by, text_columns=texts)
 
 
 def file_rows(recipe: Recipe, path: str | Path) -> Any:

@@ -584,9 +584,10 @@ def test_two_runs_on_the_same_rows_are_compared_row_by_row(tmp_path):
     found = Page(path.read_text(encoding="utf-8"))
     # six rows against one: p = 2 · (C(7,0) + C(7,1)) / 2⁷; the difference is (1 − 6) / 10
     ((*cells, edges),) = found.table("Pairs of runs on the same test rows")[1:]
-    assert cells == ["first and second", "6", "1", "0.125", "-50.0"]
+    told = ["share of rows right", "6", "1", "McNemar, exact binomial", "0.125", "-0.5000"]
+    assert cells == ["first and second", *told]
     low, high = map(float, edges.split(" to "))
-    assert low < -50 < high
+    assert low < -0.5 < high
     scores = found.table("Scores on each run's test rows")[1:]
     assert [row[0] for row in scores] == ["first", "second"]
     assert scores[0][1:] == ["0.90000.4500 – 1.0000", "10"]
@@ -610,16 +611,27 @@ def test_other_test_rows_are_told_and_not_paired(tmp_path):
 
 def test_runs_that_agree_everywhere_are_as_good(tmp_path):
     runs = [facts.read(answered(tmp_path, name, OURS)) for name in "ab"]
-    assert comparing.mcnemar(*runs) == ["0", "0", "1", "+0.0", "0.0 – 0.0"]
+    test = ["McNemar, exact binomial", "1", "+0.0000", "0.0000 – 0.0000"]
+    assert comparing.tested(*runs) == ["share of rows right", "0", "0", *test]
 
 
-def test_right_and_wrong_of_other_kinds():
-    preferred = {"chosen_logprob": [-1.0, -4.0], "rejected_logprob": [-2.0, -2.0]}
-    assert comparing.hits(preferred).tolist() == [True, False]
-    assert comparing.hits({"reward": [1.0, 0.0]}).tolist() == [True, False]
-    assert comparing.hits({"reward": [0.5, 0.0]}) is None
-    assert comparing.hits({"label": [["b", "a"]], "predicted_label": [["a", "b"]]}).tolist() == [True]
-    assert comparing.hits({"tokens": [["x"]], "label": [["O"]], "predicted_label": [["O"]]}) is None
+def test_runs_whose_rows_have_a_number_are_tested_by_it(tmp_path):
+    runs = [
+        facts.read(
+            write_run(
+                tmp_path / name,
+                metrics={"test": {"rmse": error}},
+                predictions={"label": [1.0] * 6, "prediction": [1.0 + error + i / 100 for i in range(6)]},
+            )
+        )
+        for name, error in (("a", 0.5), ("b", 0.25))
+    ]
+    # every row is 0.25 nearer: all six signs alike, p = 2 / 2⁶
+    cells = comparing.tested(*runs)
+    assert cells[:6] == ["absolute error", "–", "–", "Wilcoxon signed-rank", "0.0312", "-0.2500"]
+    unknown = facts.read(write_run(tmp_path / "c", predictions={"document": [1]}))
+    assert comparing.tested(unknown, unknown) is None
+    assert comparing.tested(facts.read(write_run(tmp_path / "d")), unknown) is None
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):

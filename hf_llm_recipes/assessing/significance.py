@@ -122,8 +122,9 @@ def hits(columns: Columns) -> np.ndarray | None:
         return np.asarray([_plain(a) == _plain(b) for a, b in pairs], dtype=bool)
     if {"chosen_logprob", "rejected_logprob"} <= set(columns):
         return np.asarray(columns["chosen_logprob"]) > np.asarray(columns["rejected_logprob"])
-    if "reward" in columns and set(columns["reward"]) <= {0.0, 1.0}:
-        return np.asarray(columns["reward"]) == 1.0
+    for name in ("reward", "exact_match"):
+        if name in columns and set(columns[name]) <= {0.0, 1.0}:
+            return np.asarray(columns[name]) == 1.0
     return None
 
 

@@ -6,9 +6,8 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from hf_llm_recipes.comparison import paired_difference
+from hf_llm_recipes.assessing import significance
+from hf_llm_recipes.errors import DataError
 from hf_llm_recipes.reporting import charts
 from hf_llm_recipes.reporting.facts import Facts, points
 from hf_llm_recipes.reporting.markup import (
@@ -77,16 +76,16 @@ def scores(runs: Sequence[Facts], names: Sequence[str]) -> Html:
 
 
 def paired(runs: Sequence[Facts], names: Sequence[str]) -> Html:
-    """Row by row: who is right where the other is wrong, for each pair of runs with the same test rows."""
+    """Row by row: a test that both are as good, for each pair of runs with the same test rows."""
     lines = []
     for (a, one), (b, other) in itertools.combinations(_zip(names, runs), 2):
-        found = mcnemar(one, other)
+        found = tested(one, other)
         if found is not None:
             lines.append([f"{a} and {b}", *found])
     if not lines:
         return Html("")
-    header = ["runs", "only the first right", "only the second right", "p (McNemar, exact)"]
-    header += ["second − first, points", "95 %"]
+    header = ["runs", "compared", "only the first right", "only the second right", "test", "p"]
+    header += ["second − first", "95 %"]
     more = (
         note(f"{len(lines):,} pairs; the first {MOST_PAIRS} are shown.") if len(lines) > MOST_PAIRS else None
     )
@@ -94,50 +93,36 @@ def paired(runs: Sequence[Facts], names: Sequence[str]) -> Html:
         "Row by row",
         element(
             "p",
-            "On the rows that only one of two runs has right, how likely is a split this uneven if both are "
-            "as good? The p-values are not corrected for the number of pairs.",
+            "How likely is a difference this large, row by row, if both runs are as good? McNemar's test "
+            "looks at the rows that only one of them has right, Wilcoxon's at a number of each row. The "
+            "p-values are not corrected for the number of pairs.",
         ),
-        table("Pairs of runs on the same test rows", header, lines[:MOST_PAIRS], numbers=range(1, 6)),
+        table("Pairs of runs on the same test rows", header, lines[:MOST_PAIRS], numbers=(2, 3, 5, 6, 7)),
         more,
         identity="paired",
     )
 
 
-def mcnemar(one: Facts, other: Facts) -> list[Any] | None:
-    """Returns the cells of a pair: discordant rows, exact p, paired difference in points with its interval.
-
-    McNemar's test (1947) as a two-sided exact binomial test on the discordant rows; None where the rows
-    differ or an answer is not simply right or wrong.
-    """
-    from scipy.stats import binomtest
-
-    if not same_test_rows([one, other]):
+def tested(one: Facts, other: Facts) -> list[Any] | None:
+    """Returns the cells of a pair, from ``significance.compare``; None where their rows cannot be paired."""
+    both = (one.predictions, other.predictions)
+    if not all(both) or not same_test_rows([one, other]):
         return None
-    ours, theirs = hits(one.predictions), hits(other.predictions)
-    if ours is None or theirs is None or len(ours) != len(theirs) or not len(ours):
+    if len({len(next(iter(columns.values()))) for columns in both}) > 1:
         return None
-    first, second = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    p = binomtest(first, first + second, 0.5).pvalue if first + second else 1.0
-    found = paired_difference(theirs.astype(int), ours.astype(int))
+    try:
+        found = significance.compare(*both)
+    except DataError:  # the task keeps no figure of a row
+        return None
     return [
-        number(first),
-        number(second),
-        f"{p:.3g}",
-        f"{100 * found['difference']:+.1f}",
-        interval([100 * edge for edge in found["difference_95"]], 1),
+        found["figure"],
+        number(found.get("only_first")),
+        number(found.get("only_second")),
+        found["test"],
+        f"{found['p']:.3g}",
+        f"{found['difference']:+.4f}",
+        interval(found["difference_95"]),
     ]
-
-
-def hits(columns: Mapping[str, list[Any]]) -> np.ndarray | None:
-    """Returns which rows are right; None where that is no yes or no."""
-    if {"label", "predicted_label"} <= set(columns) and "tokens" not in columns:
-        pairs = zip(columns["label"], columns["predicted_label"], strict=True)
-        return np.asarray([_plain(a) == _plain(b) for a, b in pairs], dtype=bool)
-    if {"chosen_logprob", "rejected_logprob"} <= set(columns):
-        return np.asarray(columns["chosen_logprob"]) > np.asarray(columns["rejected_logprob"])
-    if "reward" in columns and set(columns["reward"]) <= {0.0, 1.0}:
-        return np.asarray(columns["reward"]) == 1.0
-    return None
 
 
 def same_test_rows(runs: Sequence[Facts]) -> bool:
@@ -245,10 +230,6 @@ def _given(columns: Mapping[str, list[Any]]) -> dict[str, Any]:
             and not name.startswith(PROBABILITY)
         )
     }
-
-
-def _plain(value: Any) -> Any:
-    return tuple(sorted(value)) if isinstance(value, list) else value
 
 
 def _flat(value: Any, path: tuple[str, ...] = ()) -> Iterable[tuple[str, Any]]:

@@ -74,6 +74,15 @@ def test_sets_of_labels_are_right_where_all_are():
     assert significance.hits(first).tolist() == [True, False]
 
 
+def test_right_and_wrong_of_other_kinds():
+    preferred = {"chosen_logprob": [-1.0, -4.0], "rejected_logprob": [-2.0, -2.0]}
+    assert significance.hits(preferred).tolist() == [True, False]
+    assert significance.hits({"reward": [1.0, 0.0]}).tolist() == [True, False]
+    assert significance.hits({"exact_match": [0.0, 1.0], "answer_f1": [0.5, 1.0]}).tolist() == [False, True]
+    assert significance.hits({"reward": [0.5, 0.0]}) is None
+    assert significance.hits({"tokens": [["x"]], "label": [["O"]], "predicted_label": [["O"]]}) is None
+
+
 @pytest.mark.parametrize(
     ("columns", "name", "values"),
     [
