@@ -349,11 +349,13 @@ class _Runner:
         """Runs the stages and builds the Trainer, for a first try or another one."""
         from hf_llm_recipes.callbacks._figures import figures_first
         from hf_llm_recipes.callbacks.log_file import LogFile
+        from hf_llm_recipes.callbacks.progress import default_progress
         from hf_llm_recipes.callbacks.training_guard import default_guards
 
         stop.restore()
         callbacks = [LogFile(str(self.directory / rundir.LOG)), stop]
         callbacks += [*self.prepared.callbacks, *self.plan.callbacks, *default_guards(self.plan.callbacks)]
+        callbacks += default_progress(self.plan.callbacks, self.plan.trainer)
         self.stage_figures = self._run_stages(stop, checkpoint)
         begun = time.monotonic()
         self.trainer = self.plan.recipe.located(lambda: self._trainer(figures_first(callbacks)), "trainer")
@@ -406,13 +408,16 @@ class _Runner:
                 hint="name them in `data.unlabeled`, or keep few labels with `data.labels_per_class`",
             )
         from hf_llm_recipes.callbacks.log_file import LogFile
+        from hf_llm_recipes.callbacks.progress import default_progress
         from hf_llm_recipes.callbacks.training_guard import TrainingGuard
         from hf_llm_recipes.stages.base import StageParts
 
         asked = {key: value for key, value in self.plan.trainer.items() if key in STAGE_KEYS}
         for number, stage in enumerate(self.plan.stages):
             folder = self.directory / rundir.CHECKPOINTS / f"stage-{number}"
-            self._say([f"stage {number + 1} of {len(self.plan.stages)}: {type(stage).__name__}"])
+            title = f"stage {number + 1} of {len(self.plan.stages)}"
+            self._say([f"{title}: {type(stage).__name__}"])
+            bar = default_progress(self.plan.callbacks, self.plan.trainer, title)
             log_file = LogFile(str(self.directory / f"stage-{number}.jsonl"))
             parts = StageParts(
                 model=self.built.model,
@@ -423,7 +428,7 @@ class _Runner:
                 output_dir=str(folder),
                 seed=self.plan.seed,
                 device_arguments={**device_defaults(), **self.precision.trainer, **asked},
-                callbacks=[log_file, stop, TrainingGuard(dead_after=None)],
+                callbacks=[log_file, stop, TrainingGuard(dead_after=None), *bar],
                 resume=checkpoints.take_up(folder).path if self.resumed else None,
             )
             figures.append(self.plan.recipe.located(lambda: stage.run(parts), "stages", number))  # noqa: B023

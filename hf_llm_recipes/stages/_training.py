@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
-from hf_llm_recipes.callbacks.training_guard import watch
+from hf_llm_recipes.callbacks._bound import bind
 from hf_llm_recipes.errors import DataError, RunError
 from hf_llm_recipes.exact_resume import resume_exactly
 from hf_llm_recipes.stages.base import Stage, StageParts
@@ -174,7 +174,7 @@ def train(
         compute_loss_func=loss,
         callbacks=parts.callbacks,
     )
-    watch(resume_exactly(trainer))
+    bind(resume_exactly(trainer))
     trainer.train(resume_from_checkpoint=str(parts.resume) if parts.resume else None)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
