@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_llm_recipes.checking import (
+    answers,
     duplicates,
     gradients,
     labels,
@@ -37,6 +38,7 @@ OF_DATA: dict[str, Callable[[Subject, Report], list[Finding]]] = {
     "loss tokens": loss_tokens.look,
     "turns": turns.look,
     "words": words.look,
+    "answers": answers.look,
 }
 
 
@@ -62,6 +64,7 @@ def check(recipe: Recipe, *, estimate: bool = True) -> Report:
     if subject.whole is not None:
         with contextlib.nullcontext() if ready else contextlib.suppress(UserError):  # told already
             _run(report, "duplicates", duplicates.look, subject, report)
+            _run(report, "answers", answers.look_at_rows, subject, report)
     if built:
         _of_model(subject, report)
     return report

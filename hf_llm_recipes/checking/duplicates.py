@@ -20,6 +20,7 @@ from hf_llm_recipes.tasks import _chat_forms
 from hf_llm_recipes.tasks._chat_forms import BadRowError
 from hf_llm_recipes.tasks.chat import Chat
 from hf_llm_recipes.tasks.image_classification import ImageClassification
+from hf_llm_recipes.tasks.question_answering import QuestionAnswering
 from hf_llm_recipes.tasks.text_classification import TextClassification
 
 LEAKED = 0.01  # share of a held-out split's rows, from which on its figures are not to be believed
@@ -76,9 +77,9 @@ def drops_of(subject: Subject) -> bool:
 
 
 def row_texts(subject: Subject, split: str) -> list[str] | None:
-    """Returns what each row says; None for images."""
+    """Returns what each row says; None for images, and for questions, whose contexts are compared."""
     task, rows = subject.task, subject.all_rows(split)
-    if task.processor != "tokenizer":
+    if task.processor != "tokenizer" or isinstance(task, QuestionAnswering):  # many ask about one context
         return None
     if isinstance(task, Chat):
         form = _chat_forms.find_form(rows.column_names, rows, task.format, "data", answered=True)

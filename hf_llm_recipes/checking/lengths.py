@@ -17,6 +17,7 @@ from hf_llm_recipes.methods.grpo import GRPO
 from hf_llm_recipes.objectives.base import Objective
 from hf_llm_recipes.tasks._rows import input_length
 from hf_llm_recipes.tasks.chat import Chat
+from hf_llm_recipes.tasks.question_answering import QuestionAnswering
 from hf_llm_recipes.tasks.token_classification import TokenClassification
 
 MOST_AGAIN = 5_000  # rows that are read again for their whole length
@@ -35,7 +36,7 @@ class Lengths:
         limit: Tokens that a row may have.
         supervised: Tokens that carry loss, of what is left; None where the loss is not one of tokens.
         supervised_cut: Tokens that would have carried it.
-        unit: What is counted beside tokens: ``rows``, or ``blocks`` of packed documents.
+        unit: What is counted beside tokens: ``rows``, ``blocks`` of packed documents, or ``windows``.
     """
 
     whole_N: np.ndarray
@@ -89,6 +90,9 @@ def measured(subject: Subject, split: str) -> Lengths | None:
         sizes_N = np.asarray([len(ids) for ids in features["input_ids"]])
         return Lengths(sizes_N, sizes_N, task.block_size or int(sizes_N.max()), unit="blocks")
     limit = input_length(task.max_length, subject.tokenizer, subject.config)
+    if isinstance(task, QuestionAnswering):  # cut into windows, which hold every token
+        sizes_N = np.asarray(sizes(features))
+        return Lengths(sizes_N, sizes_N, limit, unit="windows")
     kept_N = _kept(features, len(subject.rows(split)))
     whole_N, lost = _whole(subject, split, kept_N, limit)
     found = Lengths(whole_N, kept_N, limit, supervised_cut=lost)

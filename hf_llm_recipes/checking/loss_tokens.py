@@ -19,7 +19,9 @@ from hf_llm_recipes.objectives.base import Objective
 from hf_llm_recipes.objectives.contrastive import Contrastive
 from hf_llm_recipes.objectives.masked_image import MaskedImage
 from hf_llm_recipes.objectives.mlm_nsp import MlmNsp
+from hf_llm_recipes.tasks._windows import without_answer
 from hf_llm_recipes.tasks.preference import Preference
+from hf_llm_recipes.tasks.question_answering import QuestionAnswering
 from hf_llm_recipes.tasks.text_classification import TextClassification
 from hf_llm_recipes.tasks.token_classification import TokenClassification
 
@@ -83,6 +85,8 @@ def _text_sample(subject: Subject, batch: dict[str, Any], place: int) -> Sample:
         names = subject.prepared.config["id2label"]
         notes = ["" if label == IGNORED or names[label] == "O" else names[label] for label in labels[0]]
         return _tokens_sample(tokenizer, place, ids, labels[0], notes=notes)
+    if isinstance(task, QuestionAnswering):
+        return _span_sample(tokenizer, place, ids, labels[0])
     if isinstance(task, MlmNsp):
         tokens = [label[0] for label in labels[0]]
         follows = "another document's" if batch["next_sentence_label"][0] else "the text's own"
@@ -98,6 +102,20 @@ def _text_sample(subject: Subject, batch: dict[str, Any], place: int) -> Sample:
     if not task.shifted_labels:
         notes = _words(tokenizer, labels[0])
     return _tokens_sample(tokenizer, place, ids, labels[0], notes=notes)
+
+
+def _span_sample(tokenizer: Any, place: int, ids: list[int], label: Sequence[int]) -> Sample:
+    """A window: the two tokens that are to be pointed at."""
+    start, end = label[:2]
+    notes = [
+        " and ".join(word for word, at in (("start", start), ("end", end)) if at == i)
+        for i in range(len(ids))
+    ]
+    marked = [i if note else IGNORED for i, note in zip(ids, notes, strict=True)]
+    said = repr(tokenizer.decode(ids[start : end + 1]))
+    if start == without_answer(ids, tokenizer):
+        said = "no answer in this window"
+    return _tokens_sample(tokenizer, place, ids, marked, notes=notes, label=said)
 
 
 def _image_sample(subject: Subject, row: dict[str, Any], place: int) -> Sample:

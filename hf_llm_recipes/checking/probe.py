@@ -26,6 +26,7 @@ from hf_llm_recipes.methods.supervised import Supervised
 from hf_llm_recipes.objectives._draws import Draws
 from hf_llm_recipes.objectives.mlm_nsp import MlmNsp
 from hf_llm_recipes.tasks.preference import Preference
+from hf_llm_recipes.tasks.question_answering import INPUTS
 from hf_llm_recipes.training import trainer_of
 from hf_llm_recipes.tuning._packed_check import without_dropout
 
@@ -109,6 +110,8 @@ def shortened(row: dict[str, Any], most: int) -> dict[str, Any]:
     length = len(row["input_ids"])
     if length <= most:
         return row
+    if "context_at" in row:
+        return _shortened_window(row, most)
     labels = row.get("labels")
     first = 0
     if isinstance(labels, list) and len(labels) == length:
@@ -123,6 +126,14 @@ def shortened(row: dict[str, Any], most: int) -> dict[str, Any]:
         inside = [int(end) - begin for end in ends if begin < end < begin + most]
         cut["seq_lengths"] = np.diff([0, *inside, most]).tolist()
     return cut
+
+
+def _shortened_window(row: dict[str, Any], most: int) -> dict[str, Any]:
+    """A window of question answering around the start of its answer; the end is its last token at most."""
+    length, (start, end, _) = len(row["input_ids"]), row["labels"]
+    begin = min(max(0, start - most // 2), length - most)
+    inputs = {key: row[key][begin : begin + most] for key in INPUTS if key in row}
+    return {**row, **inputs, "labels": [start - begin, min(end - begin, most - 1), most]}
 
 
 @contextmanager

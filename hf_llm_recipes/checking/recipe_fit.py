@@ -13,6 +13,11 @@ ERRORS = (UserError, MissingExtraError)
 # Sentences of a run's log that parts of the check say with figures.
 REPEATED = (
     *("are longer than", "are cut", "no row of class", "one row only of class", "no word is tagged"),
+    *(
+        "have an answer that no window holds",
+        "cannot be used and are left out",
+        "have a question that is cut",
+    ),
     *("training ", "rows of the pool are labeled rows", "are empty", "have fewer than"),
 )
 

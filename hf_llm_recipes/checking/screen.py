@@ -79,13 +79,13 @@ def _splits(report: Report) -> Table:
 def _length_cells(facts: dict[str, Any]) -> list[str]:
     length, cut = facts["length"], facts["rows_cut"]
     looked = facts["looked_at"]
-    blocks = " a block" if length["unit"] == "blocks" else ""
+    a_unit = "" if length["unit"] == "rows" else f" a {length['unit'].removesuffix('s')}"
     tokens = share(facts["tokens_cut"], facts["tokens"] + facts["tokens_cut"])
     return [
         f"{facts['tokens']:,}",
         f"{length['median']:,.0f}",
         f"{length['p95']:,.0f}",
-        f"{length['max']:,}{blocks}",
+        f"{length['max']:,}{a_unit}",
         sparkline(facts["histogram"]["counts"]),
         f"{share(cut, looked)} rows, {tokens} tokens" if cut else "none",
     ]

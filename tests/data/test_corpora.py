@@ -98,6 +98,7 @@ def test_every_corpus_has_a_line_and_a_licence():
         "local/python-docstrings",
         "local/python-names",
         "local/python-questions",
+        "local/python-parameters",
         "local/python-signatures",
         "local/python-source",
     ]

@@ -99,7 +99,7 @@ def test_names_that_lead_nowhere(tmp_path, monkeypatch):
         "a/b/c": "`a/b/c` does not exist",
         "reviews/*.parquet": "`reviews/*.parquet` matches no file",
         "local/python-docstring": "did you mean `local/python-docstrings`?",
-        "local/nothing": "local/python-names, local/python-questions, local/python-signatures",
+        "local/nothing": "local/python-names, local/python-parameters, local/python-questions",
         "someone/some-data": "`someone/some-data` is no file or folder here, and the Hub did not give it",
     }.items():
         with pytest.raises(DataError, match=re.escape(expected)):

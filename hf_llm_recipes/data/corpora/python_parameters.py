@@ -144,7 +144,7 @@ def _passage(node: Function) -> Passage | None:
     text += f" {summary} Parameters:"
     asked: dict[str, list[Question]] = {DEFAULT: [], TYPE: [], MEANING: []}
     for name, kind, description in entries:
-        if len(f"{text} {kind} {description}".split()) > MAX_WORDS:
+        if len(f"{text} {name} : {kind} {description}".split()) > MAX_WORDS:
             break
         text += f" {name} : "
         found = KIND.match(kind)
