@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: quickstart test check recipes bench clean
+.PHONY: quickstart test check docs notebooks recipes bench clean
 
 # Overrides go straight on the command line: make quickstart trainer.max_steps=20
-OVERRIDES := $(filter-out PYTHON=% VENV=%,$(MAKEOVERRIDES))
+OVERRIDES := $(filter-out PYTHON=% VENV=% NAMES=%,$(MAKEOVERRIDES))
 
 quickstart: $(READY)
 	$(BIN)/hf-llm-recipes run recipes/quickstart.yaml $(OVERRIDES)
@@ -30,6 +30,14 @@ recipes: $(READY)
 		$(addprefix pretrain/,decoder-clm encoder-decoder-span-corruption encoder-mlm-nsp sentence-contrastive vision-masked-image) \
 		$(addprefix chat/,sft-full sft-lora sft-lora-8bit sft-qlora-4bit continue-pretraining dpo grpo self-training distill); do \
 		$(BIN)/hf-llm-recipes run $$recipe || exit 1; done
+
+# The documentation site, into site/; see it with: python -m http.server -d site
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 HF_HUB_OFFLINE=1 $(BIN)/mkdocs build --strict
+
+# Runs the notebooks and keeps what they print and draw for the site.
+notebooks: $(READY)
+	$(BIN)/python docs/hooks/notebooks.py $(NAMES)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/tuning.py
