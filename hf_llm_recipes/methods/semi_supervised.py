@@ -67,8 +67,8 @@ class SemiSupervised(Method):
         ramp_fraction: Share of the steps over which λ grows after that, in [0, 1].
         warm_start: Where the first guesses come from: ``propagation`` (label propagation, or a probe where
             it is better, on frozen features of labeled rows and pool), ``fine_tuned`` (three supervised
-            models, each on two thirds of the labeled rows), ``none``, or ``auto``: for single-label tasks
-            whichever is right more often on labeled rows held out, else none.
+            models, each on two thirds of the labeled rows, and one on all), ``none``, or ``auto``: for
+            single-label tasks whichever is right more often on labeled rows held out, else none.
         warm_start_fraction: Share of the steps that learn from them, in [0, 1].
         prior: Class shares of the pool: ``estimated``, ``uniform``, ``labeled`` (those of the labeled
             rows), or one share a class.

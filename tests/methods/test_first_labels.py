@@ -74,9 +74,9 @@ def test_held_out_rows_are_judged_by_a_model_that_did_not_see_them(tiny_bert, tm
     assert judged == [np.flatnonzero(fold_N == number).tolist() for number in range(3)]
 
 
-def test_the_labels_are_the_mean_of_three_models(tiny_bert, tmp_path, trained, monkeypatch):
+def test_the_labels_are_the_mean_of_four_models(tiny_bert, tmp_path, trained, monkeypatch):
     parts = parts_of(tiny_bert, tmp_path)
-    given = iter([[0.6, 0.3, 0.1], [0.3, 0.3, 0.4], [0.9, 0.0, 0.1]])
+    given = iter([[0.6, 0.2, 0.2], [0.6, 0.3, 0.1], [0.3, 0.3, 0.4], [0.9, 0.0, 0.1]])
 
     def probabilities(parts, rows, chosen, label):
         return np.tile(next(given) if rows is parts.unlabeled else [0.0, 0.5, 0.5], (len(chosen), 1))
@@ -85,12 +85,13 @@ def test_the_labels_are_the_mean_of_three_models(tiny_bert, tmp_path, trained, m
     labels = fine_tuned(parts, steps=4, to_beat=0.0, rows=np.asarray([1, 7])).labels
     assert labels.target_NC[[1, 7]] == pytest.approx(np.tile([0.6, 0.2, 0.2], (2, 1)))
     assert labels.weight_N.tolist() == [float(row in (1, 7)) for row in range(40)]
+    assert [len(rows) for rows, _ in trained] == [8, 8, 8, 12]
     # Both rows are of class 0; 4 labeled rows of each class: .2 of thirds, .8 of that
     assert labels.prior_C == pytest.approx([0.8 + 0.2 / 3, 0.2 / 3, 0.2 / 3])
 
 
 @pytest.mark.parametrize("steps,expected", [(10, 5), (1, 1), (1000, 40)])  # 8 rows of 8 a step, 40 times
-def test_half_the_steps_and_few_passes(tiny_bert, tmp_path, monkeypatch, steps, expected):
+def test_folds_take_half_the_steps_and_few_passes(tiny_bert, tmp_path, monkeypatch, steps, expected):
     parts = parts_of(tiny_bert, tmp_path)
     seen = []
 
@@ -105,6 +106,9 @@ def test_half_the_steps_and_few_passes(tiny_bert, tmp_path, monkeypatch, steps, 
     monkeypatch.setattr(_first_labels, "Supervised", Trained)
     fine_tuned(parts, steps=steps, to_beat=2.0, rows=np.arange(3))
     assert seen == [(expected, 8, None)] * 3
+    seen.clear()
+    fine_tuned(parts, steps=steps, to_beat=-1.0, rows=np.arange(3))
+    assert seen[3:] == [(min(steps, 60), 12, None)]  # 12 rows, 8 a step, 40 times
     assert parts.arguments.max_steps == 4
 
 
