@@ -319,7 +319,7 @@ def predicted(runner: Any) -> dict[str, Any] | None:
     steps = runner.plan.trainer.get("max_steps", -1)
     if 0 < steps < SHORTEST:
         return None
-    estimate = estimate_run(runner, steps=1)
+    estimate = estimate_run(runner)
     if not estimate.probed or (estimate.steps or 0) < SHORTEST:
         return None
     log.info("%s", estimate.sentence())

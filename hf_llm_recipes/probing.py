@@ -32,6 +32,7 @@ log = logging.getLogger("hf_llm_recipes")
 
 LOOKED_AT = 64  # batches
 SLOW = 8.0  # seconds: after a step that takes longer, no more steps of middle length are taken
+WARM = 1.0  # seconds: shorter steps are taken twice and the faster counts, since a shape's first is slow
 
 
 @dataclass
@@ -187,11 +188,18 @@ class _Probe:
         first, _ = self._step(middle[0])
         accumulates = self.trainer.args.gradient_accumulation_steps > 1
         updating = self._optimizer_step(keep_gradients=accumulates)
-        self._note(order[-1], self._step(order[-1], count=True))
+        self._note(order[-1], self._timed(order[-1], self._step(order[-1], count=True)))
         for batch in middle[1:] if first < SLOW else []:
             self.trainer.model.zero_grad()
-            self._note(batch, self._step(batch))
+            self._note(batch, self._timed(batch, self._step(batch)))
         return updating
+
+    def _timed(self, batch: Any, first: tuple[float, float]) -> tuple[float, float]:
+        """Seconds and CPU seconds of a step on a batch that has just been taken once."""
+        if first[0] >= WARM:
+            return first
+        self.trainer.model.zero_grad()
+        return min(first, self._step(batch))
 
     def _note(self, batch: Any, taken: tuple[float, float]) -> None:
         self.points.append((size(batch), taken[0]))
@@ -259,11 +267,7 @@ class _Probe:
         optimizer = trainer.create_optimizer()
         for group in optimizer.param_groups:
             group["lr"] = torch.zeros_like(group["lr"]) if torch.is_tensor(group["lr"]) else 0.0
-        begun = _now()
-        if trainer.args.max_grad_norm > 0:
-            torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
-        optimizer.step()
-        taken = _since(begun)
+        taken = min(self._update(optimizer) for _ in range(2))  # the first one makes the states
         self.found.optimizer_bytes = sum(
             value.numel() * value.element_size()
             for state in optimizer.state.values()
@@ -273,6 +277,14 @@ class _Probe:
         if not keep_gradients:
             trainer.model.zero_grad()
         return taken
+
+    def _update(self, optimizer: Any) -> tuple[float, float]:
+        """Clips and steps; returns (CPU) seconds."""
+        begun = _now()
+        if self.trainer.args.max_grad_norm > 0:
+            torch.nn.utils.clip_grad_norm_(self.trainer.model.parameters(), self.trainer.args.max_grad_norm)
+        optimizer.step()
+        return _since(begun)
 
 
 @contextlib.contextmanager
