@@ -417,6 +417,31 @@ def _show_push(done: Any) -> None:
         typer.echo(f"all of it was there already: {done.sent.url} (commit {done.sent.commit[:8]})")
 
 
+@app.command()
+def demo(
+    run_directory: RunArgument,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
+    flagged: Annotated[
+        Path, typer.Option(help="Where flagged rows go: a .jsonl file, new or begun by such a page.")
+    ] = Path("flagged.jsonl"),
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is every one.")] = "127.0.0.1",
+    trust_code: TrustCode = False,
+) -> None:
+    """Try a run's model on a page in the browser and flag wrong answers; needs the extra `demo`.
+
+    A flagged row has the columns of the run's data, so that the next run takes the file as it stands:
+    data.name=flagged.jsonl, or data.train=train+flagged.jsonl. Rows flagged without an answer go to
+    flagged-unlabeled.jsonl, for data.unlabeled. Nothing is loaded from elsewhere. Ctrl-C ends it.
+    """
+    from hf_llm_recipes.rundir import model_folder
+
+    model_folder(run_directory)  # a mistake here costs no import
+    _log_to_terminal()
+    from hf_llm_recipes.demo.command import demo as page
+
+    page(run_directory, flagged, host, port, typer.echo, trust_code=trust_code)
+
+
 def _planned(recipe: Any) -> Any:
     from hf_llm_recipes.planning import plan  # seconds, which a run of no shipped recipe's name need not wait
 

@@ -12,9 +12,7 @@ Notable:
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -42,6 +40,7 @@ from transformers.cli.serving.systemone import SystemOneHandler
 from transformers.cli.serving.transcription import TranscriptionHandler
 from transformers.cli.serving.utils import BaseHandler, GenerateManager, GenerationState
 
+from hf_llm_recipes.listening import LOOPBACK, listening, url_of
 from hf_llm_recipes.predictor import Predictor, check_writes, saved_task
 from hf_llm_recipes.rundir import MODEL, model_folder
 from hf_llm_recipes.tasks import _language
@@ -90,24 +89,6 @@ def serve(
     say("stopped")
 
 
-def listening(host: str, port: int) -> socket.socket:
-    """Returns a socket that listens.
-
-    Raises:
-        RunError: an unknown host, or a port that is taken or not allowed.
-    """
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        why = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
-        raise RunError(
-            f"cannot listen there: {why}",
-            where=f"{host}:{port}",
-            hint=f"choose another, e.g. --port {port % 60_000 + 1}, or --port 0 for a free one",
-        ) from error
-
-
 def served_name(folder: Path) -> str:
     """Returns what requests call the model: the name of the run's directory."""
     folder = folder.resolve()
@@ -117,7 +98,7 @@ def served_name(folder: Path) -> str:
 def greeting(predictor: Predictor, name: str, host: str, port: int) -> list[str]:
     """Returns the lines that say where the server is and how it is asked."""
     writing = predictor.task.writing(predictor.tokenizer)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+    url = f"{url_of(host, port)}/v1"
     body, endpoint = f'{{"model": "{name}", "prompt": "The"}}', "completions"
     if writing.chats:
         body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
@@ -130,7 +111,7 @@ def greeting(predictor: Predictor, name: str, host: str, port: int) -> list[str]
         *([f"answers have at most {most} tokens, unless max_tokens says otherwise"] if most else []),
         "Ctrl-C ends it",
     ]
-    if host not in ("127.0.0.1", "localhost", "::1"):
+    if host not in LOOPBACK:
         lines.append("careful: whoever reaches this machine can ask the model; there is no password")
     return lines
 
