@@ -30,18 +30,27 @@ MOST_RUNS = 16  # of one comparison
 Resolve = Callable[[Recipe], Any]  # ``run.plan``: a recipe -> something whose ``recipe`` has all defaults
 
 
-def write(run: str | Path, output: str | Path | None = None, *, resolve: Resolve | None = None) -> Path:
+def write(
+    run: str | Path,
+    output: str | Path | None = None,
+    *,
+    resolve: Resolve | None = None,
+    running: bool = False,
+) -> Path:
     """Writes the report of one run; returns where.
 
     Args:
         run: Its directory; it need not have finished.
         output: The file; ``report.html`` in the run's directory, unless it is given.
         resolve: Writes a recipe's defaults out; without it, the shipped recipe is not compared.
+        running: Whether it is training just now.
 
     Raises:
         RunError: no run's directory, or the file cannot be written.
     """
-    text = run_page(read(run), resolve)
+    facts = read(run)
+    facts.running = running
+    text = run_page(facts, resolve)
     if output is None:
         directory = RunDirectory.existing(run)
         with writing(directory.path, "name another file with --output"):
@@ -66,15 +75,21 @@ def write_comparison(runs: Sequence[str | Path], output: str | Path) -> Path:
     return _written(output, comparison_page([read(run) for run in runs]))
 
 
-def write_at_end(directory: Path, resolve: Resolve | None = None) -> None:
+def write_meanwhile(directory: Path) -> None:
+    """Writes the report of a run that is training; what goes wrong is told and costs no step."""
+    write_at_end(directory, running=True)
+
+
+def write_at_end(directory: Path, resolve: Resolve | None = None, *, running: bool = False) -> None:
     """Writes the report of a run that has just ended; what goes wrong is told and costs no result.
 
     Args:
         directory: Of the run.
         resolve: As for ``write``.
+        running: As for ``write``.
     """
     try:
-        write(directory, resolve=resolve)
+        write(directory, resolve=resolve, running=running)
     except Exception as error:  # whatever it is, hours of training are not to end in it
         log.warning(
             "%s was not written: %s: %s\n  the run itself is whole; try again with: hf-llm-recipes report %s",
@@ -146,7 +161,11 @@ def _state(facts: Facts, name: str = "") -> Html:
     """What is missing of the run, or could not be read; nothing of a whole one."""
     said: list[Any] = []
     of = f"{name}: " if name else ""
-    if not facts.finished:
+    if facts.running:
+        now = datetime.now(timezone.utc)
+        step = f"step {facts.log[-1]['step']:,}" if facts.log else "nothing is logged yet"
+        said.append(note(f"{of}running: {step}, drawn {now:%Y-%m-%d %H:%M:%S} UTC. Load it again for more."))
+    elif not facts.finished:
         steps = f" The log ends at step {facts.log[-1]['step']:,}." if facts.log else " Nothing was logged."
         command = RunDirectory(facts.path).resume_command()
         said.append(note(f"{of}This run has not finished: it was not judged.{steps}", "warning"))

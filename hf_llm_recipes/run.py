@@ -347,6 +347,7 @@ class _Runner:
 
     def _begin(self, stop: Any, checkpoint: Path | None) -> None:
         """Runs the stages and builds the Trainer, for a first try or another one."""
+        from hf_llm_recipes.callbacks._bound import enter_run
         from hf_llm_recipes.callbacks._figures import figures_first
         from hf_llm_recipes.callbacks.log_file import LogFile
         from hf_llm_recipes.callbacks.progress import default_progress
@@ -356,6 +357,7 @@ class _Runner:
         callbacks = [LogFile(str(self.directory / rundir.LOG)), stop]
         callbacks += [*self.prepared.callbacks, *self.plan.callbacks, *default_guards(self.plan.callbacks)]
         callbacks += default_progress(self.plan.callbacks, self.plan.trainer)
+        enter_run(callbacks, self.directory.path, report.write_meanwhile)
         self.stage_figures = self._run_stages(stop, checkpoint)
         begun = time.monotonic()
         self.trainer = self.plan.recipe.located(lambda: self._trainer(figures_first(callbacks)), "trainer")

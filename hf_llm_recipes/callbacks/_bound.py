@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 
 from transformers import Trainer, TrainerCallback
@@ -82,3 +82,12 @@ def variants_of(trainer: Trainer) -> dict[str, AbstractContextManager]:
         if isinstance(callback, HasVariants):
             found |= callback.variants()
     return found
+
+
+def enter_run(
+    callbacks: list[TrainerCallback], directory: Path, write_report: Callable[[Path], None]
+) -> None:
+    """Tells callbacks of the run around them, whose report ``write_report`` draws."""
+    for callback in callbacks:
+        if isinstance(callback, InRun):
+            callback.enter(RunAround(directory, partial(write_report, directory)))

@@ -36,6 +36,7 @@ class Facts:
         predictions: Columns of ``predictions.parquet``.
         files: Name -> bytes, of what lies in the folder.
         troubles: Sentences on what could not be read.
+        running: Whether it is training while this is read.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class Facts:
     predictions: dict[str, list[Any]] = field(default_factory=dict)
     files: dict[str, int] = field(default_factory=dict)
     troubles: list[str] = field(default_factory=list)
+    running: bool = False
 
     @property
     def finished(self) -> bool:

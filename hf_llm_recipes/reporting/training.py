@@ -32,7 +32,7 @@ SHARES = {  # of the unlabeled stream, within [0, 1]
 }
 LOSSES = ("loss", "eval_loss")
 NOT_DRAWN = ("step", "time", "epoch", "round", "total_flos", *LOSSES, "learning_rate", "grad_norm")
-SPEED, PARTS = ("throughput/", "memory/"), "gradients/"  # of the callbacks of these names
+SPEED, PARTS = ("throughput/", "memory/", "energy/"), "gradients/"  # of the callbacks of these names
 MOST_CHARTS = 18  # of what a method logs
 MOST_SAMPLES = 60
 Curves = dict[str, tuple[list[int], list[float]]]
