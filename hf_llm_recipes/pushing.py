@@ -113,7 +113,7 @@ def before_training(recipe: Recipe) -> PushToHub | None:
     to = replace(asked, name=hub.own_name(api, asked.name))
     hub.make(api, to.name, private=to.private)
     remote = hub.look(api, to.name, to.revision)
-    here = hub.read_record(Path(recipe.get("output") or "."))
+    here = hub.read_record(Path(recipe.get("output"))) if recipe.get("output") else {}
     others = [name for name in remote.files if name != ".gitattributes"]
     if others and not to.existing and not _ours(here, to, remote):
         raise _of_something_else(to, others)

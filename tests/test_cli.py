@@ -100,7 +100,7 @@ def test_a_run_prints_its_result_and_where_it_lies(finished):
 def test_help_names_every_command(call):
     done = call("--help")
     assert done.code == 0
-    for command in ("run", "list", "show", "copy", "evaluate", "predict"):
+    for command in ("run", "list", "show", "copy", "evaluate", "predict", "push"):
         assert f" {command} " in done.out
     assert "key=value" in call("run", "--help").out
 
