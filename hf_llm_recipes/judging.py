@@ -12,6 +12,7 @@ from typing import Any
 
 from hf_llm_recipes import evaluation, rundir
 from hf_llm_recipes.assessing import engine, significance
+from hf_llm_recipes.assessing.explanation import Explanation
 from hf_llm_recipes.assessing.section import Assessment
 from hf_llm_recipes.errors import DataError, RunError
 from hf_llm_recipes.predictor import Predictor
@@ -19,6 +20,7 @@ from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.reporting import comparing, facts
 from hf_llm_recipes.rundir import RunDirectory, writing
 
+EXPLAINED = 6  # rows of a report
 WRITERS = {".csv": "to_csv", ".jsonl": "to_json", ".parquet": "to_parquet"}
 
 
@@ -110,6 +112,40 @@ def compare_runs(
     return {"runs": {"first": names[0], "second": names[1]}, "rows": rows, **found}
 
 
+def explain_worst(directory: str | Path, *, trust_code: bool = False) -> Path:
+    """Explains the answers to the worst test rows of a run; returns ``attributions.json``, for its report.
+
+    Args:
+        directory: A run directory.
+        trust_code: Whether Python code that the run brings or names may run.
+
+    Raises:
+        RunError: no finished run, or none with predictions.
+        DataError: a task that is not explained.
+        MissingExtraError: captum is not installed.
+    """
+    from hf_llm_recipes.assessing import attributions
+    from hf_llm_recipes.reporting.rows import rankings
+
+    run, read = RunDirectory.existing(directory), facts.read(directory)
+    run.metrics()
+    predictor = Predictor.load(directory, trust_code=trust_code)
+    attributions.check(predictor.task)
+    found = rankings(read.predictions)
+    worst = found[0].rows[:EXPLAINED] if found else []
+    if not worst:
+        raise RunError("no test row is wrong, or none is kept", where=str(run / rundir.PREDICTIONS))
+    rows = test_rows(run.recipe(), predictor).select(worst)
+    labels = [read.predictions["label"][i] for i in worst]
+    made = attributions.explain(predictor, rows)
+    kept = [
+        {"row": row, "label": _words(label), "explanation": one.to_dict()}
+        for row, label, one in zip(worst, labels, made, strict=True)
+    ]
+    with writing(run.path, "copy the run to where you may write"):
+        return run.write_json(facts.ATTRIBUTIONS, {"rows": kept})
+
+
 def predict_file(
     directory: str | Path,
     source: str | Path,
@@ -117,6 +153,7 @@ def predict_file(
     *,
     settings: dict[str, Any] | None = None,
     seed: int | None = None,
+    calibrated: bool = False,
     trust_code: bool = False,
 ) -> int:
     """Answers every row of a file and writes rows with answers; returns how many.
@@ -127,6 +164,7 @@ def predict_file(
         target: ``.csv``, ``.jsonl`` or ``.parquet``; written to the side and renamed.
         settings: Of ``GenerationConfig``, for models that write text.
         seed: Where they sample.
+        calibrated: Whether the run's temperature divides the logits.
         trust_code: Whether Python code that the run brings or names may run.
 
     Raises:
@@ -136,7 +174,7 @@ def predict_file(
     target = Path(target)
     if target.suffix not in WRITERS:
         raise RunError(f"cannot write `{target.suffix}` files", where=str(target), allowed=", ".join(WRITERS))
-    predictor = Predictor.load(directory, trust_code=trust_code)
+    predictor = Predictor.load(directory, trust_code=trust_code, calibrated=calibrated)
     predictor.write_with(settings or {}, seed)
     recipe = RunDirectory.existing(directory).recipe()
     rows = file_rows(recipe, source)
@@ -157,6 +195,10 @@ def predict_file(
         with suppress(OSError):
             side.unlink(missing_ok=True)
     return len(answers)
+
+
+def _words(label: Any) -> str:
+    return ", ".join(map(str, label)) or "none" if isinstance(label, list) else str(label)
 
 
 def _same_rows(runs: list[facts.Facts]) -> None:
@@ -217,6 +259,57 @@ def _said_of(path: str | Path | None) -> Iterator[None]:
             raise
         where = re.sub("^data(?=$|, )", lambda found: str(path), error.where)
         raise DataError(error.what, where=where, allowed=error.allowed, hint=error.hint) from error
+
+
+def explain_texts(
+    directory: str | Path,
+    texts: list[str],
+    target: str | None = None,
+    *,
+    html: Path | None = None,
+    trust_code: bool = False,
+) -> Explanation:
+    """Explains the answer to one text, or to a pair.
+
+    Args:
+        directory: A run directory, or its ``model/``.
+        texts: As many as the task has columns of text.
+        target: The class to explain; None takes the answer.
+        html: A page to write.
+        trust_code: Whether Python code that the run brings or names may run.
+
+    Raises:
+        RunError: no finished run, or another number of texts.
+        DataError: no such class, or a task that is not explained.
+        MissingExtraError: captum is not installed.
+    """
+    from datasets import Dataset
+
+    from hf_llm_recipes.assessing import attributions
+    from hf_llm_recipes.reporting import further
+
+    predictor = Predictor.load(directory, trust_code=trust_code)
+    attributions.check(predictor.task)
+    names = predictor.task.input_columns
+    if len(texts) != len(names):
+        raise RunError(f"{len(texts)} texts were given", allowed=f"{len(names)}: {', '.join(names)}")
+    rows = Dataset.from_list([dict(zip(names, texts, strict=True))])
+    (found,) = attributions.explain(predictor, rows, target)
+    if html is not None:
+        with writing(html, "name another file"):
+            html.parent.mkdir(parents=True, exist_ok=True)
+            html.write_text(further.explanation_page(found), encoding="utf-8")
+    return found
+
+
+def lm_eval_run(
+    directory: str | Path, tasks: list[str], *, trust_code: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Returns the scores of lm-eval's tasks for a run's causal model; see ``harness.evaluate``."""
+    from hf_llm_recipes.assessing import harness
+
+    predictor = Predictor.load(directory, trust_code=trust_code)
+    return harness.evaluate(predictor, tasks, trust_code=trust_code)
 
 
 def test_rows(recipe: Recipe, predictor: Predictor) -> Any:

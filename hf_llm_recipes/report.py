@@ -16,7 +16,7 @@ from typing import Any
 from hf_llm_recipes import __version__, rundir
 from hf_llm_recipes.errors import RunError, UserError
 from hf_llm_recipes.recipe import Recipe
-from hf_llm_recipes.reporting import charts, comparing, result, surroundings, training
+from hf_llm_recipes.reporting import charts, comparing, further, result, surroundings, training
 from hf_llm_recipes.reporting.facts import Facts, read
 from hf_llm_recipes.reporting.markup import Html, bullets, element, note, number
 from hf_llm_recipes.reporting.page import page
@@ -215,7 +215,11 @@ SECTIONS: tuple[Callable[[Facts], Html], ...] = (
     training.method,
     result.confusion,
     result.calibration,
+    further.temperature,
+    further.slices,
+    further.robustness,
     result.remarkable_rows,
+    further.attributions,
     training.samples,
     surroundings.data,
     surroundings.environment,

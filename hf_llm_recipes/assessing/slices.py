@@ -108,17 +108,23 @@ def of_numbers(by: str, values_N: np.ndarray, unit: str = "") -> Groups:
 
 
 def column(rows: Any, name: str) -> list[Any]:
-    """Returns a column of the data.
+    """Returns a column of the data, classes by their names.
 
     Raises:
         DataError: it is not there; names the nearest.
     """
+    from datasets import ClassLabel
+
     if name not in rows.column_names:
         raise DataError(
             f"there is no column `{name}` to slice by{did_you_mean(name, [*rows.column_names, LENGTH])}",
             allowed=", ".join([LENGTH, *rows.column_names]),
         )
-    return list(rows[name])
+    values = list(rows[name])
+    kind = rows.features[name]
+    if isinstance(kind, ClassLabel):
+        return [None if value is None else kind.int2str(value) for value in values]
+    return values
 
 
 def sliced(groups: Groups, judge: Judge) -> dict[str, Any]:

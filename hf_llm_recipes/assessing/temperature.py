@@ -23,6 +23,9 @@ FILE = "temperature.json"  # beside the weights
 BOUNDS = (0.05, 20.0)  # of T
 PROBLEMS = ("single_label", "multi_label", "tokens")
 PADDING = -100
+WORSE = (
+    "the loss of the test rows is higher with it: the held-out rows are not like the test rows, so leave it"
+)
 
 
 def check(problem: str, held_out: Any) -> None:
@@ -92,7 +95,7 @@ def calibrate(eval_: tuple[Any, Any], test: tuple[Any, Any], problem: str) -> di
     """Returns the temperature and what it does to the test rows, ready for JSON.
 
     ``temperature``, ``fitted_rows``, ``before`` and ``after`` (``loss``, ``ece``, ``brier``, ``bins``),
-    ``loss_difference`` (after − before) with ``loss_difference_95`` (paired bootstrap).
+    ``loss_difference`` (after − before) with ``loss_difference_95`` (paired bootstrap), ``notes``.
 
     Args:
         eval_: Logits and labels of held-out rows, as the task judges them.
@@ -115,6 +118,7 @@ def calibrate(eval_: tuple[Any, Any], test: tuple[Any, Any], problem: str) -> di
         "after": _scores(logits_NC / found, labels, kind),
         "loss_difference": paired["difference"],
         "loss_difference_95": paired["difference_95"],
+        "notes": [WORSE] if paired["difference_95"][0] > 0 else [],
     }
 
 

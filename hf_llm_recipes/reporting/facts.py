@@ -15,6 +15,7 @@ from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.rundir import RunDirectory
 
 SAMPLES = "samples.jsonl"  # of the callback `samples`
+ATTRIBUTIONS = "attributions.json"  # of `report --attributions`
 STAGE = re.compile(r"stage-(\d+)\.jsonl")
 MOST_CELLS = 4_000_000  # of the predictions: some 300 MiB as Python's numbers
 Lines = list[dict[str, Any]]
@@ -34,6 +35,7 @@ class Facts:
         stages: Lines of ``stage-N.jsonl``, by N.
         samples: Lines of ``samples.jsonl``.
         predictions: Columns of ``predictions.parquet``.
+        attributions: What answers to a few rows hang on, of ``attributions.json``.
         files: Name -> bytes, of what lies in the folder.
         troubles: Sentences on what could not be read.
         running: Whether it is training while this is read.
@@ -48,6 +50,7 @@ class Facts:
     stages: dict[int, Lines] = field(default_factory=dict)
     samples: Lines = field(default_factory=list)
     predictions: dict[str, list[Any]] = field(default_factory=dict)
+    attributions: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, int] = field(default_factory=dict)
     troubles: list[str] = field(default_factory=list)
     running: bool = False
@@ -90,6 +93,7 @@ def read(path: str | Path) -> Facts:
     facts.log = lines(directory / rundir.LOG, facts.troubles)
     facts.samples = lines(directory / SAMPLES, facts.troubles)
     facts.predictions = _predictions(directory / rundir.PREDICTIONS, facts)
+    facts.attributions = _json(directory / ATTRIBUTIONS, facts).get("rows", [])
     for file in sorted(directory.path.iterdir()):
         found = STAGE.fullmatch(file.name)
         if found:

@@ -65,7 +65,10 @@ svg text { font-family: inherit; } .swatch { display: inline-block; width: .8em;
 pre { overflow-x: auto; font: .85rem/1.5 ui-monospace, SFMono-Regular, Menlo, monospace; margin: .5rem 0;
   padding: .7rem .8rem; border: 1px solid var(--line); border-radius: 6px; }
 pre.row { white-space: pre-wrap; overflow-wrap: anywhere; } mark { background: var(--wash); color: inherit;
-  border-radius: 3px; padding: .1em 0; } svg.bars { vertical-align: middle; fill: var(--s0); }
+  border-radius: 3px; padding: .1em 0; } .attributed mark.for { background: color-mix(in srgb,
+  var(--s0) calc(var(--share) * 40%), transparent); } .attributed mark.against { text-decoration: underline
+  dotted; background: color-mix(in srgb, var(--s1) calc(var(--share) * 40%), transparent); }
+svg.bars { vertical-align: middle; fill: var(--s0); }
 code { font: .9em ui-monospace, SFMono-Regular, Menlo, monospace; } details { margin: .6rem 0; }
 summary { cursor: pointer; color: var(--accent); padding: .2rem 0; }
 dl.facts { display: grid; grid-template-columns: minmax(7rem, auto) 1fr; gap: .25rem 1rem; margin: .4rem 0;

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from scipy.stats import chi2_contingency
 
 from hf_llm_recipes import evaluation
@@ -61,6 +61,11 @@ def test_a_column_that_is_not_there_names_the_nearest():
     ) as caught:
         slices.column(rows, "autor")
     assert "allowed: length, author, text" in str(caught.value)
+
+
+def test_classes_are_named():
+    rows = Dataset.from_dict({"label": [1, 0, None]}).cast_column("label", ClassLabel(names=["ham", "spam"]))
+    assert slices.column(rows, "label") == ["spam", "ham", None]
 
 
 def test_wilson_and_newcombe_as_published():

@@ -49,7 +49,14 @@ def test_the_test_rows_tell_what_it_is_worth():
     assert found["after"]["ece"] < found["before"]["ece"] / 2
     assert found["loss_difference"] == pytest.approx(found["after"]["loss"] - found["before"]["loss"])
     assert found["loss_difference_95"][1] < 0
+    assert found["notes"] == []
     assert json.loads(json.dumps(found)) == found
+
+
+def test_held_out_rows_of_another_kind_are_told():
+    found = temperature.calibrate(too_sure(600), too_sure(400, factor=1.0, seed=1), "single_label")
+    assert found["loss_difference_95"][0] > 0
+    assert found["notes"] == [temperature.WORSE]
 
 
 def test_each_judged_word_counts():
