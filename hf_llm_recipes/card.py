@@ -27,6 +27,7 @@ PROBLEMS = ("single_label", "multi_label", "regression", "tokens", "language")
 _RESOLVE = "from hf_llm_recipes.assets import resolve_model"
 _PACKAGES = "torch transformers peft"  # of an adapter
 SMALL_TEST_ROWS = 1000  # an accuracy of 0.9 has an interval of +- 2 points there
+FORMATS = ("transformers", "peft", "onnx", "executorch")  # as the Hub calls their libraries
 FEW_CLASS_ROWS = 20
 LOW_RECALL = 0.5
 HIGH_ECE = 0.05
@@ -88,7 +89,7 @@ class CardInfo:
         problem: ``"single_label"``, ``"multi_label"``, ``"regression"``, ``"tokens"`` or ``"language"``.
         base_model: A Hub id, a folder, or ``local/<name>``.
         tuning: As in the recipe, e.g. ``"lora"``.
-        weights_format: ``"transformers"`` for whole weights, ``"peft"`` for an adapter.
+        weights_format: One of ``FORMATS``: whole weights, an adapter, or an exported program.
         data: JSON-able facts: ``origin``, ``license``, ``config``, ``revision``, ``splits`` (split ->
             ``rows``, ``fingerprint``, ...), ``notes``; other keys are shown as they are.
         metrics: From ``evaluation`` on the test rows; empty when there were none.
@@ -110,6 +111,7 @@ class CardInfo:
 
     Raises:
         UserError: another problem or library, or classes without names.
+        usage: The packages and the code of an exported program, in place of those for transformers.
     """
 
     name: str
@@ -138,8 +140,9 @@ class CardInfo:
 
     def __post_init__(self) -> None:
         _one_of("problem", self.problem, PROBLEMS)
-        _one_of("weights_format", self.weights_format, ("transformers", "peft"))
-        if self.problem not in ("regression", "language") and not self.label_names:
+    usage: tuple[str, str] | None = None
+        _one_of("weights_format", self.weights_format, FORMATS)
+        if self.problem not in NO_CLASSES and not self.label_names:
             raise UserError(f"a {self.problem} model has no label names", allowed="one name a class")
         if len(self.example) not in (1, 2):
             raise UserError(
@@ -154,6 +157,11 @@ class CardInfo:
     @property
     def hub_base(self) -> str | None:
         """The base model's Hub id, or None for a folder or a packaged model."""
+    @property
+    def folder_name(self) -> str:
+        """What the code calls the folder with the card."""
+        return _last_part(self.name)
+
         return self.base_model if is_hub_id(self.base_model) else None
 
     @property
@@ -525,6 +533,9 @@ def _use(info: CardInfo) -> list[str]:
     if info.is_adapter and info.is_packaged_base:
         packages += " hf_llm_recipes"
     return [_fenced("bash", f"pip install {packages}"), _fenced("python", usage_code(info))]
+    if info.usage is not None:
+        packages, code = info.usage
+        return [_fenced("bash", f"pip install {packages}"), _fenced("python", code)]
 
 
 def _data(info: CardInfo) -> list[str]:

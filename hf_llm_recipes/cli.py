@@ -167,6 +167,28 @@ def merge(
 
 
 @app.command()
+def export(
+    run_directory: RunArgument,
+    out: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    to: Annotated[str, typer.Option(help="onnx, onnx-int8, executorch, gguf or adapter.")],
+    tolerance: Annotated[
+        float | None, typer.Option(help="Of the answers' differences; see the page on exports.")
+    ] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="How many both models answer.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="With --to gguf: float32, bfloat16 or float16.")] = None,
+    data: Annotated[Path | None, typer.Option(help="A file of rows in place of the test split.")] = None,
+    trust_code: TrustCode = False,
+) -> None:
+    """Export a run's model for other programs, and keep it only if it answers as the run does."""
+    _log_to_terminal()
+    from hf_llm_recipes.exporting import export as exported
+
+    settings = {"tolerance": tolerance, "rows": rows, "dtype": dtype, "data": data}
+    folder, parity = exported(run_directory, out, to, trust_code=trust_code, **settings)
+    typer.echo(f"the {to} export is the run's: {parity.sentence()}\nmodel: {folder}")
+
+
+@app.command()
 def copy(
     recipe: RecipeArgument,
     target: Annotated[Path, typer.Argument(help="A folder, or the new file's name.")] = Path("."),

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoImageProcessor, AutoTokenizer, set_seed
 
-from hf_llm_recipes import trust
+from hf_llm_recipes import exported, trust
 from hf_llm_recipes.assessing import temperature
 from hf_llm_recipes.assets import LOCAL
 from hf_llm_recipes.errors import DataError, RunError, UserError
@@ -44,7 +44,7 @@ class Predictor:
     def load(
         cls, path: str | Path, *, trust_code: bool = False, merged: bool = False, calibrated: bool = False
     ) -> Predictor:
-        """Loads a run directory, or the ``model/`` folder of one.
+        """Loads a run directory, the ``model/`` folder of one, or a folder that ``export`` wrote.
 
         Args:
             path: It.
@@ -61,6 +61,9 @@ class Predictor:
         trust.refuse_pickles(folder)
         heat = temperature.load(folder) if calibrated else 1.0
         tokenizer = _processor(folder, task, record["model"].get("trust_remote_code", False))
+        if exported.is_exported(folder):
+            trusted = bool(record["model"].get("trust_remote_code"))
+            return cls(exported.load(folder, task.auto_class, trust_code=trusted), tokenizer, task, heat)
         model = _model.load_saved(
             folder,
             auto_class=task.auto_class,

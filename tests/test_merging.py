@@ -14,7 +14,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_llm_recipes import merging
 from hf_llm_recipes.errors import RunError
-from hf_llm_recipes.merging import compare, merge
+from hf_llm_recipes.merging import merge
+from hf_llm_recipes.parity import INT8_TOLERANCE, compare
 from hf_llm_recipes.predictor import Predictor
 from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.run import run
@@ -106,7 +107,7 @@ def test_texts_written_greedily_are_compared_too(runs, tmp_path):
 
 def test_eight_bit_arithmetic_is_allowed_its_rounding(runs, tmp_path):
     _, parity = merge(runs("8bit"), tmp_path / "out")
-    assert parity.tolerance == merging.INT8_TOLERANCE
+    assert parity.tolerance == INT8_TOLERANCE
     assert parity.holds
 
 
