@@ -23,11 +23,12 @@ from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.rundir import RECIPE
 
 PACKAGED = "local/"  # prefix of the models and corpora that this package fetches itself
-PROBLEMS = ("single_label", "multi_label", "regression", "tokens", "language")
+PROBLEMS = ("single_label", "multi_label", "regression", "tokens", "language", "answers")
+NO_CLASSES = ("regression", "language", "answers")
 _RESOLVE = "from hf_llm_recipes.assets import resolve_model"
 _PACKAGES = "torch transformers peft"  # of an adapter
-SMALL_TEST_ROWS = 1000  # an accuracy of 0.9 has an interval of +- 2 points there
 FORMATS = ("transformers", "peft", "onnx", "executorch")  # as the Hub calls their libraries
+SMALL_TEST_ROWS = 1000  # an accuracy of 0.9 has an interval of +- 2 points there
 FEW_CLASS_ROWS = 20
 LOW_RECALL = 0.5
 HIGH_ECE = 0.05
@@ -44,6 +45,7 @@ SCORES = {
     "visible_mean_l1": ("Baseline: error of the mean of the visible pixels", None),
     "knn_accuracy": ("Accuracy of nearest neighbours", "accuracy"),
     "exact_match": ("Exact match", "exact_match"),
+    "answer_f1": ("F1 of answers' words", "f1"),
     "f1": ("F1 of spans (type and both ends right)", "f1"),
     "precision": ("Precision of spans", "precision"),
     "recall": ("Recall of spans", "recall"),
@@ -70,6 +72,7 @@ MAIN_SCORE = {
     "regression": "rmse",
     "tokens": "token_accuracy",
     "language": "loss",
+    "answers": "exact_match",
 }
 AUTO_CLASSES = {  # pipeline tag -> class of transformers
     "text-classification": "AutoModelForSequenceClassification",
@@ -86,7 +89,7 @@ class CardInfo:
     Args:
         name: Of the run; the model's name.
         task: As in the recipe, e.g. ``"text_classification"``.
-        problem: ``"single_label"``, ``"multi_label"``, ``"regression"``, ``"tokens"`` or ``"language"``.
+        problem: One of ``PROBLEMS``.
         base_model: A Hub id, a folder, or ``local/<name>``.
         tuning: As in the recipe, e.g. ``"lora"``.
         weights_format: One of ``FORMATS``: whole weights, an adapter, or an exported program.
@@ -108,10 +111,10 @@ class CardInfo:
         example: One text, or the two of a pair, for the code; of no effect on images.
         max_length: Tokens after which texts were cut while training.
         trust_remote_code: Whether the architecture's code lies beside the weights.
+        usage: The packages and the code of an exported program, in place of those for transformers.
 
     Raises:
         UserError: another problem or library, or classes without names.
-        usage: The packages and the code of an exported program, in place of those for transformers.
     """
 
     name: str
@@ -137,10 +140,10 @@ class CardInfo:
     example: Sequence[str] = field(default=("Put your own text here.",))
     max_length: int | None = None
     trust_remote_code: bool = False
+    usage: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         _one_of("problem", self.problem, PROBLEMS)
-    usage: tuple[str, str] | None = None
         _one_of("weights_format", self.weights_format, FORMATS)
         if self.problem not in NO_CLASSES and not self.label_names:
             raise UserError(f"a {self.problem} model has no label names", allowed="one name a class")
@@ -155,13 +158,13 @@ class CardInfo:
         return self.weights_format == "peft"
 
     @property
-    def hub_base(self) -> str | None:
-        """The base model's Hub id, or None for a folder or a packaged model."""
-    @property
     def folder_name(self) -> str:
         """What the code calls the folder with the card."""
         return _last_part(self.name)
 
+    @property
+    def hub_base(self) -> str | None:
+        """The base model's Hub id, or None for a folder or a packaged model."""
         return self.base_model if is_hub_id(self.base_model) else None
 
     @property
@@ -203,7 +206,7 @@ def info_of_run(
     """
     training = metrics["training"]
     names = None
-    if task.problem not in ("regression", "language"):
+    if task.problem not in NO_CLASSES:
         names = [config.id2label[i] for i in range(config.num_labels)]
     return CardInfo(
         name=recipe.name,
@@ -311,7 +314,7 @@ def usage_code(info: CardInfo) -> str:
         lines += ["", f"model = {auto_class}.from_pretrained(model_id{remote})"]
     if _takes_images(info):
         imports.insert(1, "from PIL import Image")
-    if info.problem == "language":
+    if info.problem in ("language", "answers"):
         lines += ["model.eval()", *card_language.asking_code(info.pipeline_tag, info.example[0], remote)]
         return "\n".join([*imports, "", *lines])
     lines += [
@@ -328,7 +331,7 @@ def _head_arguments(info: CardInfo) -> str:
     """What a base needs to be given the head that was trained; a language model brings its own."""
     if info.problem == "language":
         return ""
-    num_labels = 1 if info.problem == "regression" else len(info.label_names or ())
+    num_labels = {"regression": 1, "answers": 2}.get(info.problem, len(info.label_names or ()))
     return f", num_labels={num_labels}, ignore_mismatched_sizes=True"
 
 
@@ -474,6 +477,7 @@ def _what_it_is(info: CardInfo) -> str:
         "regression": "one number",
         "tokens": f"one of {len(info.label_names or ())} tags a word of",
         "language": _LANGUAGE_ANSWERS.get(info.pipeline_tag, "text to"),
+        "answers": "the words of its context",
     }[info.problem]
     base = _text(info.base_model if info.is_packaged_base else _last_part(info.base_model))
     if info.hub_base:
@@ -529,13 +533,13 @@ def _class_table(per_class: Mapping[str, Mapping[str, Any]], counted: str) -> st
 
 
 def _use(info: CardInfo) -> list[str]:
+    if info.usage is not None:
+        packages, code = info.usage
+        return [_fenced("bash", f"pip install {packages}"), _fenced("python", code)]
     packages = _PACKAGES if info.is_adapter else "torch transformers"
     if info.is_adapter and info.is_packaged_base:
         packages += " hf_llm_recipes"
     return [_fenced("bash", f"pip install {packages}"), _fenced("python", usage_code(info))]
-    if info.usage is not None:
-        packages, code = info.usage
-        return [_fenced("bash", f"pip install {packages}"), _fenced("python", code)]
 
 
 def _data(info: CardInfo) -> list[str]:
@@ -617,7 +621,7 @@ def _sample_limits(info: CardInfo) -> list[str]:
 
 def _baseline_limits(info: CardInfo) -> list[str]:
     key = MAIN_SCORE[info.problem]
-    if info.problem == "language":
+    if info.problem in ("language", "answers"):
         return []
     low, high = (info.metrics.get("intervals_95") or {}).get(key) or [info.metrics[key]] * 2
     if info.problem == "regression":
