@@ -248,19 +248,69 @@ def evaluate(
         Path | None, typer.Option(help="A labeled file; without it, the run's own test split.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Where the metrics go, as JSON.")] = None,
+    by: Annotated[
+        list[str] | None, typer.Option(help="Scores of groups of rows: length, or a column; repeatable.")
+    ] = None,
+    temperature: Annotated[
+        bool, typer.Option("--temperature", help="Fit one on the eval split, for predict --calibrated.")
+    ] = False,
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="Judge the rows under each augmentation that fits.")
+    ] = False,
+    view: Annotated[list[str] | None, typer.Option(help="Under this augmentation only; repeatable.")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="One more score, such as roc_auc; repeatable.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Another run: test whether they differ on the same rows.")
+    ] = None,
+    test: Annotated[str | None, typer.Option(help="With --against: mcnemar or wilcoxon.")] = None,
+    lm_eval: Annotated[
+        list[str] | None, typer.Option(help="A task of lm-eval, or a YAML file of one; repeatable.")
+    ] = None,
     trust_code: TrustCode = False,
 ) -> None:
-    """Judge a finished run again, on its test split or on a file of yours."""
+    """Judge a finished run again, on its test split or on a file of yours, or look at it once more.
+
+    What --by, --temperature, --robustness, --view and --metric find on the run's own test split is kept in
+    its metrics.json and drawn on its page.
+    """
+    from hf_llm_recipes.assessing.section import Assessment
+
+    views = view or robustness
+    asked = Assessment(slices=by, temperature=temperature, robustness=views, metrics=metric)
+    if sum([asked.wanted, against is not None, bool(lm_eval)]) > 1:
+        raise typer.BadParameter("--against and --lm-eval go alone")
+    if test is not None and against is None:
+        raise typer.BadParameter("--test has an effect only with --against")
+    if lm_eval and data is not None:
+        raise typer.BadParameter("--data has no effect on --lm-eval")
     _refuse_existing(output)
     _log_to_terminal()
     from rich.console import Console
 
     from hf_llm_recipes import evaluation
-    from hf_llm_recipes.judging import evaluate_run
+    from hf_llm_recipes.assessing.tables import tables
+    from hf_llm_recipes.judging import assess_run, compare_runs, evaluate_run, lm_eval_run
     from hf_llm_recipes.rundir import writing
 
-    metrics = evaluate_run(run_directory, data, trust_code=trust_code)
-    Console().print(evaluation.format_table(metrics))
+    if against is not None:
+        metrics = compare_runs(run_directory, against, test=test, data=data, trust_code=trust_code)
+        Console().print(tables({"against": metrics}))
+    elif lm_eval:
+        metrics = lm_eval_run(run_directory, lm_eval, trust_code=trust_code)
+        Console().print(tables({"lm_eval": metrics}))
+    elif asked.wanted:
+        metrics = assess_run(run_directory, asked, data, trust_code=trust_code)
+        Console().print(tables(metrics))
+        if data is None:
+            from hf_llm_recipes import report as pages
+
+            pages.write_at_end(run_directory, _planned)
+            typer.echo(f"kept in {run_directory / 'metrics.json'}, and on its page {pages.REPORT}")
+    else:
+        metrics = evaluate_run(run_directory, data, trust_code=trust_code)
+        Console().print(evaluation.format_table(metrics))
     if output is not None:
         with writing(output, "name another file"):
             evaluation.write_metrics(output, metrics)
@@ -274,13 +324,23 @@ def report(
         Path | None,
         typer.Option(help="The page; report.html in the run, or comparison.html here for several."),
     ] = None,
+    attributions: Annotated[
+        bool, typer.Option("--attributions", help="Explain the worst rows; needs the extra of the name.")
+    ] = False,
+    trust_code: TrustCode = False,
 ) -> None:
     """Draw a run, finished or not, on one page that loads nothing; or several runs side by side."""
     from hf_llm_recipes import report as pages
 
     output = Path(pages.COMPARISON) if output is None and len(runs) > 1 else output
     _refuse_existing(output)
+    if attributions and len(runs) > 1:
+        raise typer.BadParameter("--attributions goes with one run")
     _log_to_terminal()
+    if attributions:
+        from hf_llm_recipes.judging import explain_worst
+
+        explain_worst(runs[0], trust_code=trust_code)
     if len(runs) > 1:
         typer.echo(pages.write_comparison(runs, output))
         return
@@ -326,6 +386,9 @@ def predict(
         bool | None, typer.Option("--sample/--greedy", help="Draw each token, or take the likeliest.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of what is drawn: the same answers again.")] = None,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="Probabilities by the run's temperature.")
+    ] = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Answer new texts, or the rows of a file; without either, talk with a language model in the terminal.
@@ -342,6 +405,8 @@ def predict(
         raise typer.BadParameter("--file needs --output FILE (.csv, .jsonl or .parquet)")
     if context is not None and not texts:
         raise typer.BadParameter("--context has an effect only with questions")
+    if calibrated and not texts and file is None:
+        raise typer.BadParameter("--calibrated has an effect only with texts or --file")
     settings = _writing_settings(max_new_tokens, temperature, sample)
     _refuse_existing(output)
     if not texts and file is None:
@@ -352,12 +417,13 @@ def predict(
     from hf_llm_recipes.predictor import Predictor
 
     if file is None:
-        predictor = Predictor.load(run_directory, trust_code=trust_code)
+        predictor = Predictor.load(run_directory, trust_code=trust_code, calibrated=calibrated)
         predictor.write_with(settings, seed)
         asked = texts if context is None else predictor.asked_about(texts, context)
         _print_answers(texts, predictor.predict(asked))
         return
-    count = predict_file(run_directory, file, output, settings=settings, seed=seed, trust_code=trust_code)
+    given = {"settings": settings, "seed": seed, "calibrated": calibrated, "trust_code": trust_code}
+    count = predict_file(run_directory, file, output, **given)
     typer.echo(f"{count:,} rows answered: {output}")
 
 
@@ -401,6 +467,28 @@ def push(
     )
     _log_to_terminal()
     _show_push(push_run(run_directory, to, dry_run=dry_run))
+
+
+@app.command()
+def explain(
+    run_directory: RunArgument,
+    texts: Annotated[list[str], typer.Argument(help="A text; of a task of pairs, both.")],
+    target: Annotated[str | None, typer.Option(help="The class; unless given, the answer.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page to this new file.")] = None,
+    trust_code: TrustCode = False,
+) -> None:
+    """Show which words an answer hangs on, by integrated gradients; needs the extra `attributions`."""
+    _refuse_existing(html)
+    _log_to_terminal()
+    from rich.console import Console
+
+    from hf_llm_recipes.assessing.tables import explanation
+    from hf_llm_recipes.judging import explain_texts
+
+    found = explain_texts(run_directory, texts, target, html=html, trust_code=trust_code)
+    Console().print(explanation(found), highlight=False)
+    if html is not None:
+        typer.echo(f"page: {html}")
 
 
 @app.command()
