@@ -193,11 +193,13 @@ def _quantization(recipe: Recipe) -> dict[str, Any] | None:
 
 
 def _trainer(recipe: Recipe, method_class: type) -> dict[str, Any]:
+    from hf_llm_recipes.callbacks._trackers import check_trackers
     from hf_llm_recipes.methods._bounds import check_bounds
 
     arguments = method_class.arguments_class()
     given = recipe.arguments("trainer", cls=arguments, refused=TRAINER_REFUSED)
     check_bounds(recipe, given)
+    recipe.located(lambda: check_trackers(given.get("report_to")), "trainer")
     resolved = {**TRAINER_DEFAULTS, **method_class.argument_defaults(), **given}
     recipe.constructed(
         lambda: arguments(**{**device_defaults(), "bf16": False, **resolved}, output_dir="checkpoints"),
