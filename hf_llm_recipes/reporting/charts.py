@@ -166,15 +166,30 @@ def bars(title: str, names: Sequence[str], series: Mapping[str, Sequence[float]]
     return figure(title, draw, said + ".", height=HEIGHT + 0.4, caption="")
 
 
-def intervals(title: str, found: Mapping[str, tuple[float, Sequence[float] | None]], *, xlabel: str) -> Html:
-    """Returns a figure of points with their 95 % intervals, one below the other; the first stands out."""
+def intervals(
+    title: str,
+    found: Mapping[str, tuple[float, Sequence[float] | None]],
+    *,
+    xlabel: str,
+    all_alike: bool = False,
+) -> Html:
+    """Returns a figure of points with their 95 % intervals, one below the other.
+
+    Args:
+        title: Of the figure.
+        found: Name -> point and interval.
+        xlabel: With the unit.
+        all_alike: Whether none stands out; else the first does.
+    """
     names = [plain(name) for name in found]
 
     def draw(axes: Any) -> None:
         for i, (value, edges) in enumerate(found.values()):
+            first = i == 0 and not all_alike
+            colour = COLOURS[0 if first or all_alike else 7]
             if edges:
-                axes.plot(edges, [i, i], color=COLOURS[0 if i == 0 else 7], linewidth=3 if i == 0 else 2)
-            axes.plot([value], [i], "o", color=COLOURS[0 if i == 0 else 7], markersize=9 if i == 0 else 7)
+                axes.plot(edges, [i, i], color=colour, linewidth=3 if first else 2)
+            axes.plot([value], [i], "o", color=colour, markersize=9 if first else 7)
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)

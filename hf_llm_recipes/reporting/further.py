@@ -19,6 +19,7 @@ from hf_llm_recipes.reporting.markup import (
     note,
     number,
     section,
+    shortened,
     table,
 )
 from hf_llm_recipes.reporting.page import page
@@ -82,15 +83,17 @@ def robustness(facts: Facts) -> Html:
         for one in found["views"]
     ]
     points = {name_of(one["name"]): (one["difference"], one["difference_95"]) for one in found["views"]}
+    title = f"{score}, under the change − as they are"
+    drawn = charts.intervals(title, points, xlabel="difference, 95 %", all_alike=True)
+    made = table(
+        "Test rows under each augmentation, paired with the rows as they are",
+        ["view", score, "difference", "95 %", "answers changed"],
+        lines,
+        numbers=[1, 2, 3, 4],
+    )
     return section(
         "Changed rows",
-        charts.intervals(f"{score}, under the change − as they are", points, xlabel="difference, 95 %"),
-        table(
-            "Test rows under each augmentation, paired with the rows as they are",
-            ["view", score, "difference", "95 %", "answers changed"],
-            lines,
-            numbers=[1, 2, 3, 4],
-        ),
+        _beside(drawn, made),
         note("A change may take the very word that a label hangs on: the figures compare models."),
         bullets(found["notes"]),
         identity="robustness",
@@ -123,7 +126,7 @@ def legend() -> Html:
         element("mark", "for the class", class_="for", style="--share:1.00"),
         " and ",
         element("mark", "against it", class_="against", style="--share:1.00"),
-        " (underlined), darker where it is more. They sum to the difference of logits. "
+        " (underlined), stronger where it is more. They sum to the difference of logits. "
         "What the model did not see is struck through.",
         class_="attributed",
     )
@@ -183,7 +186,7 @@ def _marked(found: Explanation, text: int, largest: float) -> Html:
         at = piece.end
     rest = whole[at:]
     if rest.strip():
-        parts.append(element("s", rest))
+        parts.append(element("s", shortened(rest)))
     return element("p", *parts, class_="attributed text")
 
 
@@ -201,15 +204,18 @@ def _sliced(found: Mapping[str, Any]) -> Html:
     header = [name_of(found["by"]), "rows", name_of(score), "95 %"]
     made = table(f"{name_of(score)} by {name_of(found['by'])}", header, lines, numbers=[1, 2, 3])
     points = {one["name"]: (one[score], one["intervals_95"].get(score)) for one in groups[:MOST_DRAWN]}
-    drawn = charts.intervals(f"By {name_of(found['by'])}", points, xlabel=name_of(score))
-    parts = [element("div", element("div", drawn), element("div", made), class_="beside")]
-    return joined([element("h3", f"By {name_of(found['by'])}"), *parts, bullets(_said(found))])
+    drawn = charts.intervals(f"By {name_of(found['by'])}", points, xlabel=name_of(score), all_alike=True)
+    return joined([_beside(drawn, made), bullets(_said(found))])
+
+
+def _beside(drawn: Html, made: Html) -> Html:
+    return element("div", element("div", drawn), element("div", made), class_="beside")
 
 
 def _said(found: Mapping[str, Any]) -> Sequence[str]:
     said, gap = [], found["gap"]
     if gap:
-        of = "the only pair" if gap["pairs"] == 1 else f"the widest of {gap['pairs']} pairs, by choice"
+        of = "the only pair" if gap["pairs"] == 1 else f"chosen as the widest of {gap['pairs']} pairs"
         said.append(
             f"Gap of {name_of(found['score'])}: {number(gap['difference'])} "
             f"(95 %: {interval(gap['difference_95'])}) between {gap['highest']} (highest) and "
