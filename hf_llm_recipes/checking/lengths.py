@@ -18,6 +18,7 @@ from hf_llm_recipes.objectives.base import Objective
 from hf_llm_recipes.tasks._rows import input_length
 from hf_llm_recipes.tasks.chat import Chat
 from hf_llm_recipes.tasks.question_answering import QuestionAnswering
+from hf_llm_recipes.tasks.seq2seq import Seq2Seq
 from hf_llm_recipes.tasks.token_classification import TokenClassification
 
 MOST_AGAIN = 5_000  # rows that are read again for their whole length
@@ -147,6 +148,8 @@ def _is_much(lengths: Lengths) -> bool:
 
 
 def _how(task: Any) -> str:
+    if isinstance(task, Seq2Seq):
+        return "have their source cut"
     if isinstance(task, Chat):
         ways = {"cut_left_turns": "lose their oldest turns", "cut": "are cut at their end"}
         return ways.get(task.truncation, "are left out")

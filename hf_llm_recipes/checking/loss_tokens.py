@@ -93,7 +93,7 @@ def _text_sample(subject: Subject, batch: dict[str, Any], place: int) -> Sample:
         return _tokens_sample(
             tokenizer, place, ids, tokens, notes=_words(tokenizer, tokens), label=f"second part: {follows}"
         )
-    if len(labels[0]) != len(ids):  # an encoder-decoder: what is read, then what is to be written
+    if task.auto_class == "AutoModelForSeq2SeqLM":  # what is read, then what is to be written
         sample = _tokens_sample(tokenizer, place, ids, None)
         target = _tokens_sample(tokenizer, place, labels[0], labels[0])
         pieces = [*sample.pieces, Piece(" ⇒ "), *target.pieces]

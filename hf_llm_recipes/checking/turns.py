@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from hf_llm_recipes.tasks._chat_spans import ChatEncoder
 from hf_llm_recipes.tasks.chat import Chat
 from hf_llm_recipes.tasks.generation import Generation
 from hf_llm_recipes.tasks.preference import Preference
+from hf_llm_recipes.tasks.seq2seq import Seq2Seq, end_token
 
 IGNORED = -100
 NEAR_END = 3  # tokens: a template may write a line break behind the end
@@ -22,9 +23,9 @@ MOST_ROWS = 5_000  # of a split that are looked at
 
 
 def look(subject: Subject, report: Report) -> list[Finding]:
-    """Returns what is odd about beginnings, ends and supervised tokens of a causal model's rows."""
+    """Returns what is odd about beginnings, ends and supervised tokens of rows whose answer is a text."""
     task, tokenizer = subject.task, subject.tokenizer
-    if not isinstance(task, (Chat, Generation, Preference, Clm)):
+    if not isinstance(task, (Chat, Generation, Preference, Clm, Seq2Seq)):
         return []
     found = []
     for split in ("train", "eval"):
@@ -42,7 +43,12 @@ def look(subject: Subject, report: Report) -> list[Finding]:
         found += nothing_learnt(labels, places, where, shifted=task.shifted_labels)
         if not (isinstance(task, Chat) and task.format == "text"):
             found += unfinished(labels, _ends(task, tokenizer), tokenizer, places, where)
-        if isinstance(task, Generation):
+        if isinstance(task, Seq2Seq):
+            found += cut_targets(subject.prepared.findings[split], where)
+            found += started_twice(
+                labels, getattr(subject.config, "decoder_start_token_id", None), tokenizer, where
+            )
+        if isinstance(task, (Generation, Seq2Seq)):
             found += too_long_to_write(labels, task.max_new_tokens, where)
     if isinstance(task, Chat) and task.format != "text" and tokenizer.chat_template:
         found += _template(tokenizer)
@@ -56,6 +62,8 @@ def _labels(features: Any) -> list[list[int]]:
 def _ends(task: Any, tokenizer: Any) -> list[int]:
     if isinstance(task, Chat) and tokenizer.chat_template:
         return ChatEncoder(tokenizer).stop_ids
+    if isinstance(task, Seq2Seq):
+        return [end_token(tokenizer)]
     return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
@@ -141,6 +149,55 @@ def unfinished(
         do = "where rows were cut (`task.truncation: cut`), raise `task.max_length` or drop them; else the "
         do += "chat template writes no end token behind the assistant's words: take another one"
     return [Finding("error" if len(odd) > len(labels) / 2 else "warning", "turns", what, where, do)]
+
+
+def cut_targets(counts: Mapping[str, int], where: str) -> list[Finding]:
+    """Returns how many targets are cut, so that a model learns to stop within them.
+
+    Args:
+        counts: A split's ``findings``.
+        where: The split.
+    """
+    cut, rows = counts["targets_cut"], counts["rows"]
+    if not cut:
+        return []
+    return [
+        Finding(
+            "warning" if cut / rows >= 0.01 else "info",
+            "turns",
+            f"{cut:,} of {rows:,} targets ({share(cut, rows)}) are longer than {counts['max_target_length']} "
+            f"tokens and are cut: {counts['supervised_tokens_lost']:,} tokens are not learnt, and the end is "
+            "learnt where it is none",
+            where,
+            "raise `task.max_target_length`, or take these rows out",
+        )
+    ]
+
+
+def started_twice(
+    labels: Sequence[Sequence[int]], start: int | None, tokenizer: Any, where: str
+) -> list[Finding]:
+    """Returns a finding where targets begin with the token that the decoder is given before them.
+
+    Args:
+        labels: Of each row.
+        start: The model's ``decoder_start_token_id``.
+        tokenizer: Of the model.
+        where: The split.
+    """
+    count = sum(bool(row) and row[0] == start for row in labels)
+    if start is None or not count:
+        return []
+    return [
+        Finding(
+            "info",
+            "turns",
+            f"{count:,} of {len(labels):,} targets begin with {tokenizer.convert_ids_to_tokens(start)!r}, "
+            "which the decoder is given before them anyway: it learns to write it once more",
+            where,
+            "nothing: it costs one token a row; another `decoder_start_token_id` would save it",
+        )
+    ]
 
 
 def too_long_to_write(labels: Sequence[Sequence[int]], most: int, where: str) -> list[Finding]:

@@ -47,6 +47,8 @@ def rankings(columns: Columns) -> list[Ranking]:
         return _tagged(columns)
     if "prediction" in columns and "label" in columns:
         return _numbers(columns)
+    if "gold" in columns and "answer_f1" in columns:
+        return _answered(columns)
     if "reward" in columns:
         return _lowest(columns, "reward", "the lowest reward")
     if "chosen_logprob" in columns and "rejected_logprob" in columns:
@@ -182,6 +184,26 @@ def _numbers(columns: Columns) -> list[Ranking]:
             sorted(range(len(targets)), key=lambda i: -abs(targets[i] - found[i])),
             ("label", "prediction", "error"),
             lambda i: (number(targets[i]), number(found[i]), number(found[i] - targets[i])),
+        )
+    ]
+
+
+def _answered(columns: Columns) -> list[Ranking]:
+    scores, count = columns["score"], len(columns["score"])
+    wrong = [i for i in range(count) if not columns["exact_match"][i]]
+
+    def figures(i: int) -> Sequence[Any]:
+        golds, answer = " | ".join(columns["gold"][i]), columns["answer"][i]
+        said = element("span", answer or "no answer", class_="bad")
+        return golds or "no answer", said, number(scores[i], 3), number(columns["answer_f1"][i], 3)
+
+    return [
+        Ranking(
+            "Surest mistakes",
+            f"{len(wrong):,} of {count:,} answers are not exactly right; those that were surest",
+            sorted(wrong, key=lambda i: -scores[i]),
+            ("right", "answer", "probability", "F1"),
+            figures,
         )
     ]
 
