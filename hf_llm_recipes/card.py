@@ -26,7 +26,6 @@ PACKAGED = "local/"  # prefix of the models and corpora that this package fetche
 PROBLEMS = ("single_label", "multi_label", "regression", "tokens", "language", "answers")
 NO_CLASSES = ("regression", "language", "answers")
 _RESOLVE = "from hf_llm_recipes.assets import resolve_model"
-_PACKAGES = "torch transformers peft"  # of an adapter
 FORMATS = ("transformers", "peft", "onnx", "executorch")  # as the Hub calls their libraries
 SMALL_TEST_ROWS = 1000  # an accuracy of 0.9 has an interval of +- 2 points there
 FEW_CLASS_ROWS = 20
@@ -163,6 +162,12 @@ class CardInfo:
         return _last_part(self.name)
 
     @property
+    def bits(self) -> Mapping[str, Any] | None:
+        """How the base of an adapter is to be quantised; None where it is not, or only a name is known."""
+        known = self.is_adapter and isinstance(self.quantization, Mapping)
+        return self.quantization if known else None
+
+    @property
     def hub_base(self) -> str | None:
         """The base model's Hub id, or None for a folder or a packaged model."""
         return self.base_model if is_hub_id(self.base_model) else None
@@ -277,14 +282,23 @@ def on_the_hub(text: str, repository: str, base: str | None = None) -> str:
         base: Where the base of its adapter lies there; None of a whole model, or of one that does not.
     """
     text = _set_line(text, "model_id", repr(repository))
+    text = re.sub(
+        r"^folder = '[^\n]*  # with this file$", _fetched(repository), text, count=1, flags=re.MULTILINE
+    )
     if base is None:
         return text
     text = _set_line(text, "base_model", repr(base))
-    text = text.replace(f"\n{_RESOLVE}\n", "\n", 1).replace(f"{_PACKAGES} hf_llm_recipes", _PACKAGES, 1)
+    text = text.replace(f"\n{_RESOLVE}\n", "\n", 1)
+    text = re.sub("^(pip install [^\\n]*) hf_llm_recipes$", r"\1", text, count=1, flags=re.MULTILINE)
     text = re.sub(r"\n- The base model \([^\n]*\) is not on the Hub and is needed to load it\.", "", text)
     if re.search("^base_model: ", text.split("\n---", 1)[0], re.MULTILINE):
         return text
     return text.replace("\nlibrary_name: ", f"\nbase_model: {json.dumps(base)}\nlibrary_name: ", 1)
+
+
+def _fetched(repository: str) -> str:
+    """The lines that bring a whole repository, for a program that reads files."""
+    return f"from huggingface_hub import snapshot_download\n\nfolder = snapshot_download({repository!r})"
 
 
 def _set_line(text: str, name: str, value: str) -> str:
@@ -301,12 +315,15 @@ def usage_code(info: CardInfo) -> str:
     lines = [f"model_id = {_model_id(info)!r}  # on the Hub, or the folder with this file"]
     if info.is_adapter:
         imports.insert(1, "from peft import PeftModel")
+        imports[-1] += ", BitsAndBytesConfig" if info.bits else ""
+        quantized = ", quantization_config=bits" if info.bits else ""
         imports += _packaged_import(info)
         lines += [
             f"base_model = {_base_code(info)}",
+            *_quantization_code(info),
             "",
             f"model = {auto_class}.from_pretrained(",
-            f"    base_model{_head_arguments(info)}{remote}",
+            f"    base_model{_head_arguments(info)}{remote}{quantized}",
             ")",
             "model = PeftModel.from_pretrained(model, model_id)",
         ]
@@ -325,6 +342,16 @@ def usage_code(info: CardInfo) -> str:
         *_answer_code(info),
     ]
     return "\n".join([*imports, "", *lines])
+
+
+def _quantization_code(info: CardInfo) -> list[str]:
+    if not info.bits:
+        return []
+    given = ", ".join(f"{key}={value!r}" for key, value in info.bits.items())
+    return [
+        "# as it was trained and measured; without quantization_config the base is loaded unquantised",
+        f"bits = BitsAndBytesConfig({given})",
+    ]
 
 
 def _head_arguments(info: CardInfo) -> str:
@@ -536,7 +563,8 @@ def _use(info: CardInfo) -> list[str]:
     if info.usage is not None:
         packages, code = info.usage
         return [_fenced("bash", f"pip install {packages}"), _fenced("python", code)]
-    packages = _PACKAGES if info.is_adapter else "torch transformers"
+    packages = "torch transformers"
+    packages += (" peft" if info.is_adapter else "") + (" bitsandbytes" if info.bits else "")
     if info.is_adapter and info.is_packaged_base:
         packages += " hf_llm_recipes"
     return [_fenced("bash", f"pip install {packages}"), _fenced("python", usage_code(info))]
@@ -664,7 +692,12 @@ def _calibration_limits(info: CardInfo) -> list[str]:
 def _base_limits(info: CardInfo) -> list[str]:
     limits = []
     bits = _quantization_name(info.quantization)
-    if bits and info.is_adapter:
+    if info.bits:
+        limits.append(
+            f"It was trained and measured with its base in {bits}; with an unquantised one its answers "
+            "differ slightly."
+        )
+    elif bits and info.is_adapter:
         limits.append(
             f"It was trained with its base in {bits}; the code above loads the base unquantised, "
             "so its answers can differ slightly from the ones measured."

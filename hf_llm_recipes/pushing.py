@@ -31,6 +31,7 @@ from hf_llm_recipes.rundir import RunDirectory
 log = logging.getLogger("hf_llm_recipes")
 
 ADAPTER = "adapter_config.json"
+WEIGHTS = (".safetensors", ".onnx", ".pte", ".gguf")
 MOST_SHOWN = 8
 
 
@@ -76,14 +77,14 @@ def push(directory: str | Path, to: PushToHub, *, dry_run: bool = False) -> Push
     with tempfile.TemporaryDirectory() as side:
         bundle = _bundle(Path(directory), to, Path(side))
         if "/" in (to.name or ""):
-            _name_in_card(bundle, to.name, Path(side))
+            _name_places(bundle, to.name, Path(side))
         sizes = {name: path.stat().st_size for name, path in bundle.files.items()}
         _refuse_secrets(bundle.files)
         if dry_run:
             return Pushed(to.name or _run_name(bundle.directory), sizes, tuple(bundle.notes))
         api = hub.connect()
         name = hub.own_name(api, to.name or _run_name(bundle.directory))
-        _name_in_card(bundle, name, Path(side))
+        _name_places(bundle, name, Path(side))
         sent = _send(api, bundle, replace(to, name=name))
     hub.write_record(bundle.directory, sent, bundle.files)
     return Pushed(name, sizes, tuple(bundle.notes), sent)
@@ -160,8 +161,6 @@ def _bundle(directory: Path, to: PushToHub, side: Path) -> _Bundle:
     trust.refuse_pickles(folder)
     files = _model_files(folder)
     base = _base(folder, to, notes)
-    if to.base:
-        _rewrite_base(folder, files, to.base, side)
     if run is not None:
         _add_run_files(run, files, to, side, notes)
     _note_licence(folder, notes)
@@ -193,7 +192,7 @@ def _model_files(folder: Path) -> dict[str, Path]:
                 hint="put the file itself in its place, or take it out; nothing was sent",
             )
         files[name] = path
-    for needed, what in ((".safetensors", "no weights"), (rundir.CARD, "no model card")):
+    for needed, what in ((WEIGHTS, "no weights"), (rundir.CARD, "no model card")):
         if not any(name.endswith(needed) for name in files):
             raise RunError(f"holds {what}; nothing was sent", where=str(folder), hint="copy the run again")
     return files
@@ -234,16 +233,33 @@ def _reachable_base(name: str | None, given: str | None) -> str | None:
     )
 
 
-def _rewrite_base(folder: Path, files: dict[str, Path], base: str, side: Path) -> None:
-    """The adapter's own file and the record name the base as it is called on the Hub."""
-    values = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-    record = json.loads((folder / rundir.RECORD).read_text(encoding="utf-8"))
-    record["model"] |= {"name": base}
-    for name, made in (
-        (ADAPTER, {**values, "base_model_name_or_path": base, "revision": None}),
-        (rundir.RECORD, record),
-    ):
-        files[name] = _written(side / name, json.dumps(made, indent=2, ensure_ascii=False) + "\n")
+def _name_places(bundle: _Bundle, name: str, side: Path) -> None:
+    """What names a place on this machine names the Hub's: card, record, and an adapter's base."""
+    text = _without_place(bundle.files[rundir.CARD].read_text(encoding="utf-8"))
+    bundle.files[rundir.CARD] = _written(side / rundir.CARD, card.on_the_hub(text, name, bundle.base))
+    adapter = bundle.files.get(ADAPTER)
+    if rundir.RECORD in bundle.files:
+        record = json.loads(bundle.files[rundir.RECORD].read_text(encoding="utf-8"))
+        if adapter is None:
+            record["model"] = {**_kept(record["model"]), "name": name}
+        elif bundle.base:
+            record["model"] |= {"name": bundle.base}
+        bundle.files[rundir.RECORD] = _written(side / rundir.RECORD, _json(record))
+    if adapter is not None and bundle.base:
+        values = json.loads(adapter.read_text(encoding="utf-8"))
+        if values["base_model_name_or_path"] != bundle.base:
+            values |= {"base_model_name_or_path": bundle.base, "revision": None}
+            bundle.files[ADAPTER] = _written(side / ADAPTER, _json(values))
+
+
+def _kept(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a ``model:`` section still holds of the weights that were trained from it."""
+    gone = ("name", "architecture", "preset", "config", "tokenizer", "revision", "keep_layers")
+    return {key: value for key, value in model.items() if key not in gone}
+
+
+def _json(values: Any) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
 def _add_run_files(run: Path, files: dict[str, Path], to: PushToHub, side: Path, notes: list[str]) -> None:
@@ -266,11 +282,6 @@ def _note_licence(folder: Path, notes: list[str]) -> None:
     text = (folder / rundir.CARD).read_text(encoding="utf-8")
     if not re.search(r"^license: ", text.split("\n---", 1)[0], re.MULTILINE):
         notes.append("the card states no licence: name the base's under `model.license` of the recipe")
-
-
-def _name_in_card(bundle: _Bundle, name: str, side: Path) -> None:
-    text = _without_place(bundle.files[rundir.CARD].read_text(encoding="utf-8"))
-    bundle.files[rundir.CARD] = _written(side / rundir.CARD, card.on_the_hub(text, name, bundle.base))
 
 
 def _refuse_secrets(files: Mapping[str, Path]) -> None:

@@ -239,6 +239,16 @@ class TestOnTheHub:
         assert fences(text, "bash")[0] == "pip install torch transformers peft\n"
         assert "is not on the Hub" not in text
 
+    def test_a_program_that_reads_files_fetches_them(self):
+        text = on_the_hub(
+            "```python\nimport numpy\n\nfolder = 'sms'  # with this file\nload(folder)\n```\n", "me/sms"
+        )
+        assert text.splitlines()[3:6] == [
+            "from huggingface_hub import snapshot_download",
+            "",
+            "folder = snapshot_download('me/sms')",
+        ]
+
     def test_a_base_of_the_hub_stays(self):
         text = model_card(make_info())
         assert ModelCard(on_the_hub(text, "me/sms", "google-bert/bert-base-uncased")).data.base_model == (
@@ -356,10 +366,24 @@ class TestLimits:
         assert "differ by 0.150" in text
 
     def test_quantised_base(self):
-        text = model_card(make_info(quantization={"load_in_4bit": True}))
+        text = model_card(make_info(quantization="4-bit"))
         assert "trained with its base in 4-bit; the code above loads the base unquantised" in section(
             text, "Limits"
         )
+
+    def test_quantised_base_whose_arguments_are_known(self):
+        text = model_card(
+            make_info(quantization={"load_in_8bit": True, "llm_int8_skip_modules": ["classifier"]})
+        )
+        assert "trained and measured with its base in 8-bit; with an unquantised one" in section(
+            text, "Limits"
+        )
+        (code,) = fences(text, "python")
+        assert "bits = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=['classifier'])\n" in code
+        assert "ignore_mismatched_sizes=True, quantization_config=bits\n" in code
+        assert fences(text, "bash")[0] == "pip install torch transformers peft bitsandbytes\n"
+        whole = model_card(make_info(quantization={"load_in_8bit": True}, weights_format="transformers"))
+        assert "BitsAndBytesConfig" not in whole
 
 
 class TestHostileInput:
