@@ -13,17 +13,24 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe"]
 PATIENCE = 30  # seconds until something that does not come is an error
 
+# the middle of an element that can be clicked and that has not moved for a moment, else null
+WHERE = """(async () => { const e = document.querySelector(%s); if (!e || e.disabled) return null;
+  e.scrollIntoView({block: 'center', behavior: 'instant'});
+  const at = () => { const r = e.getBoundingClientRect();
+    return {x: r.x + r.width / 2, y: r.y + r.height / 2}; };
+  const before = at(); await new Promise((done) => setTimeout(done, 60)); const now = at();
+  return before.x == now.x && before.y == now.y ? now : null; })()"""
+
 
 class Chromium:
     """One page.
 
     Args:
         folder: For its profile.
-        dark: Whether the user prefers dark colours.
         width: Of the window, in pixels.
     """
 
-    def __init__(self, folder, *, dark=False, width=1000):
+    def __init__(self, folder, *, width=1000):
         theirs_in, self._to = os.pipe()
         self._from, theirs_out = os.pipe()
         command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder}", "about:blank"]
@@ -39,8 +46,7 @@ class Chromium:
         self.session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Network", "Runtime", "Log"):
             self.send(f"{domain}.enable")
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.send("Emulation.setEmulatedMedia", features=[scheme])
+        self.prefer("light")
         self.resize(width)
 
     def __enter__(self):
@@ -51,6 +57,11 @@ class Chromium:
         self.process.wait()
         os.close(self._to)
         os.close(self._from)
+
+    def prefer(self, scheme):
+        """Light or dark."""
+        wanted = {"name": "prefers-color-scheme", "value": scheme}
+        self.send("Emulation.setEmulatedMedia", features=[wanted])
 
     def resize(self, width, height=1400):
         """Gives the window another size."""
@@ -112,14 +123,20 @@ class Chromium:
 
     def click(self, selector):
         """Clicks an element as a user does, in its middle."""
-        box = self.until(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
-            " if (!e || e.disabled) return null;"
-            " e.scrollIntoView({block: 'center'}); const r = e.getBoundingClientRect();"
-            " return {x: r.x + r.width / 2, y: r.y + r.height / 2}; })()"
-        )
+        box = self.until(WHERE % json.dumps(selector))
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **box)
+
+    def click_until(self, selector, script):
+        """Clicks until an expression is true: a page that has just come may not listen yet."""
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            self.click(selector)
+            for _ in range(20):
+                if self.value(script):
+                    return
+                time.sleep(0.1)
+        raise AssertionError(f"never: {script}")
 
     def write(self, selector, text):
         """Replaces what a field holds by what is typed."""
@@ -150,7 +167,8 @@ class Chromium:
         return found + [str(one["args"]) for one in calls if one["type"] in ("error", "warning", "assert")]
 
     def violations(self):
-        """What axe-core finds wrong: rule -> how often."""
+        """What axe-core finds wrong, once nothing moves or fades any more: rule -> elements."""
+        self.until("document.getAnimations().every((one) => one.playState != 'running')")
         folder = util.find_spec("axe_core_python").submodule_search_locations[0]
         self.value(Path(folder, "axe.min.js").read_text(encoding="utf-8") + ";0")
         found = self.value(

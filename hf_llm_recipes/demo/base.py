@@ -39,6 +39,7 @@ class Panel(ABC):
 
     ask_label: ClassVar[str] = "Answer"
     right_hint: ClassVar[str] = ""
+    explains: ClassVar[bool] = False  # whether `explain` can say something
     talks: ClassVar[bool] = False  # keeps a conversation, whose field is emptied after each question
 
     def __init__(self, predictor: Predictor) -> None:
@@ -76,9 +77,13 @@ class Panel(ABC):
         """Returns the row without one."""
         return dict(asked.row)
 
-    def explain(self, asked: Asked) -> Html | None:
-        """Returns which parts of the question spoke for the answer; None where that cannot be said."""
-        return None
+    def explain(self, asked: Asked) -> Html:
+        """Returns which parts of the question spoke for the answer, where ``explains``.
+
+        Raises:
+            MissingExtraError: captum is not installed.
+        """
+        raise TypeError(f"{type(self).__name__} explains nothing")
 
     @property
     def names(self) -> list[str]:

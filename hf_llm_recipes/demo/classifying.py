@@ -22,11 +22,13 @@ from hf_llm_recipes.demo.base import (
 )
 from hf_llm_recipes.errors import DataError
 from hf_llm_recipes.predictor import Predictor
-from hf_llm_recipes.reporting.markup import Html, joined, note
+from hf_llm_recipes.reporting.markup import Html, element, joined, note
 
 
 class TextPanel(Panel):
     """``text_classification``: one text or a pair; a class, any number of classes, or a number."""
+
+    explains: ClassVar[bool] = True
 
     def inputs(self) -> list[Any]:
         """One field a text."""
@@ -70,6 +72,16 @@ class TextPanel(Panel):
             return {**asked.row, **{name: int(name in chosen) for name in task.label}}
         return {**asked.row, task.label: task.separator.join(chosen) if task.separator else chosen}
 
+    def explain(self, asked: Asked) -> Html:
+        """What each word adds to the logit of the likeliest class, by integrated gradients."""
+        from hf_llm_recipes.assessing.attributions import explain
+        from hf_llm_recipes.reporting.further import explained, legend
+
+        (found,) = explain(self.predictor, Dataset.from_list([asked.row]))
+        return joined(
+            [element("h2", "What the answer hangs on"), explained(found, f"Why {found.target}?"), legend()]
+        )
+
     def _shown(self, logits: np.ndarray) -> tuple[Html, Any]:
         """The answer, and what the field of the right one begins with."""
         problem = self.task.problem
@@ -98,8 +110,6 @@ class ImagePanel(Panel):
         predictor: Of the run.
         folder: Of the copies.
     """
-
-    ask_label: ClassVar[str] = "Answer"
 
     def __init__(self, predictor: Predictor, folder: Path) -> None:
         super().__init__(predictor)

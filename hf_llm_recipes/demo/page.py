@@ -39,6 +39,7 @@ STYLE = """
 .hlr .scroll { overflow-x: auto; }
 .hlr table { border-collapse: collapse; font-size: .95rem; }
 .hlr caption { text-align: left; }
+.gradio-container .hlr tr { border: 0; }
 .gradio-container .hlr :is(th, td) { text-align: left; padding: .25rem 1rem .25rem 0; font-weight: 400;
   border: 0; border-bottom: 1px solid var(--border-color-primary); }
 .hlr thead th { color: var(--body-text-color-subdued); }
@@ -50,7 +51,13 @@ STYLE = """
   border: 1px solid var(--border-color-primary); }
 .hlr .talk .assistant { background: var(--background-fill-secondary); }
 .hlr .talk p { margin: 0; white-space: pre-wrap; }
-.hlr mark { color: inherit; border-radius: 3px; padding: .1em .15em; }
+.hlr { --for: #1559b8; --against: #b3410e; } .dark .hlr { --for: #7db4ff; --against: #ff9e6b; }
+.hlr h3 { font-size: 1rem; font-weight: 600; margin: .6rem 0 .3rem; }
+.hlr summary { cursor: pointer; }
+.hlr mark { color: inherit; border-radius: 3px; padding: .1em 0;
+  background: color-mix(in srgb, var(--for) calc(var(--share) * 40%), transparent); }
+.hlr mark.against { text-decoration: underline dotted;
+  background: color-mix(in srgb, var(--against) calc(var(--share) * 40%), transparent); }
 .hlr .unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 """
 
@@ -77,14 +84,14 @@ def blocks(panel: Panel, flagged: Flagged, title: str, lead: str) -> gr.Blocks:
         title: Of the page.
         lead: A sentence under it.
     """
-    handlers = _Handlers(panel, flagged)
+    handlers = Handlers(panel, flagged)
     with gr.Blocks(title=title, analytics_enabled=False) as made:
         gr.HTML(_box(joined([element("h1", title), element("p", lead, class_="dim")])))
         asked = gr.State(None)
         fields = panel.inputs()
         with gr.Row():
             ask = gr.Button(panel.ask_label, variant="primary", elem_id="ask")
-            explain = gr.Button("Why?", elem_id="explain", visible=handlers.explains)
+            explain = gr.Button("Why?", elem_id="explain", visible=panel.explains)
             anew = gr.Button("New conversation", elem_id="anew", visible=panel.talks)
         shown = gr.HTML(_box(Html("")), elem_id="answer")
         why = gr.HTML(_box(Html("")), elem_id="why")
@@ -106,12 +113,11 @@ def blocks(panel: Panel, flagged: Flagged, title: str, lead: str) -> gr.Blocks:
     return made
 
 
-class _Handlers:
+class Handlers:
     """What the buttons do; whatever a user can mend is said on the page."""
 
     def __init__(self, panel: Panel, flagged: Flagged) -> None:
         self.panel, self.flagged = panel, flagged
-        self.explains = False
         self._one_at_a_time = threading.Lock()
 
     def ask(self, before: Asked | None, *given: Any) -> tuple:
@@ -129,8 +135,11 @@ class _Handlers:
         """-> why, sentence."""
         if asked is None:
             return gr.skip(), _nothing_asked()
-        with self._one_at_a_time:
-            return _box(self.panel.explain(asked) or Html("")), _box(Html(""))
+        try:
+            with self._one_at_a_time:
+                return _box(self.panel.explain(asked)), _box(Html(""))
+        except (UserError, MissingExtraError) as error:
+            return gr.skip(), _failed(error)
 
     def anew(self) -> tuple:
         """-> nothing asked, nothing shown."""
@@ -161,7 +170,7 @@ def _nothing_asked() -> str:
     return _box(element("p", "Nothing was asked yet.", class_="warning", role="alert"))
 
 
-def _failed(error: UserError) -> str:
+def _failed(error: UserError | MissingExtraError) -> str:
     return _box(element("p", str(error), class_="warning", role="alert"))
 
 
