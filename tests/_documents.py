@@ -38,7 +38,7 @@ class Command:
 
 def page_paths():
     """README, its translation, and every page that is written by hand."""
-    pages = sorted((ROOT / "docs").rglob("*.md"))
+    pages = [path for path in sorted((ROOT / "docs").rglob("*.md")) if path.parent.name != "notebooks"]
     return [ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "CONTRIBUTING.md", *pages]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from _hub_server import WRITE, serving
 from nbclient import NotebookClient
 
 from hf_llm_recipes import shipped
@@ -12,13 +13,14 @@ from hf_llm_recipes.recipe import Recipe
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+PUBLISHING = "06_publish_to_the_hub"
 COLAB = "https://colab.research.google.com"
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
 def test_every_notebook_is_seen():
-    assert len(NOTEBOOKS) >= 4
+    assert len(NOTEBOOKS) >= 6
     assert {path.suffix for path in FOLDER.iterdir() if path.is_file()} == {".ipynb"}
 
 
@@ -99,14 +101,69 @@ def full_settings(name):
     return found["values"]
 
 
-@each_notebook
-def test_it_runs(path, tmp_path, monkeypatch):
+@pytest.fixture
+def environment(monkeypatch, tmp_path_factory):
+    """What a kernel sees: no network, its own folder for the Hub's client."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path_factory.mktemp("home") / "token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads on busy cores wait for each other: ten times as long
+
+
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem != PUBLISHING], ids=lambda path: path.stem)
+def test_it_runs(path, tmp_path, environment):
+    execute(nbformat.read(path, as_version=4), tmp_path)
+
+
+def test_publishing_pushes_and_loads_what_it_pushed(tmp_path, environment, monkeypatch):
+    path = FOLDER / f"{PUBLISHING}.ipynb"
     notebook = nbformat.read(path, as_version=4)
+    (parameters,) = [cell for cell in notebook.cells if cell.id == "parameters"]
+    assert "\nrepository = None " in parameters.source
+    parameters.source = parameters.source.replace("repository = None ", 'repository = "tester/tickets" ')
+    (tmp_path / "work").mkdir()
+    with serving(tmp_path / "blobs") as hub:
+        for name, value in (
+            ("HF_HUB_OFFLINE", "0"),
+            ("HF_ENDPOINT", hub.url),
+            ("HF_TOKEN", WRITE),
+            ("HF_HUB_DISABLE_XET", "1"),
+            ("HF_HOME", str(tmp_path / "home")),
+        ):
+            monkeypatch.setenv(name, value)
+        execute(notebook, tmp_path / "work")
+        sent = hub.files("tester/tickets")
+    assert {"README.md", "config.json", "encoder.py", "model.safetensors", "recipe.yaml"} <= set(sent)
+    assert "report.html" not in sent
+    printed = {
+        cell.id: "".join(o.get("text", "") for o in cell.outputs)
+        for cell in notebook.cells
+        if "outputs" in cell
+    }
+    assert "everything was there already" in printed["push"]
+    assert "from tester/tickets: " in printed["load"]
+
+
+def execute(notebook, folder):
+    """Runs every cell in a clean kernel."""
     client = NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )
     client.execute()
     code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
     assert all(cell.execution_count for cell in code)
+
+
+RENDERED = FOLDER.parent / "docs" / "notebooks"
+
+
+@pytest.mark.parametrize("name", ["05_classify_your_own_csv", PUBLISHING])
+def test_what_docs_show_of_it_is_the_notebook_of_today(name):
+    text = (RENDERED / f"{name}.md").read_text(encoding="utf-8")
+    sources = [cell.source for cell in nbformat.read(FOLDER / f"{name}.ipynb", as_version=4).cells]
+    places = [text.find(source) for source in sources]
+    assert -1 not in places, "run `make notebooks`"
+    assert places == sorted(places)
+    assert text.count("~~~text") >= 4
+    for path in ("/tmp/", "/root", "/home/", "/work/"):
+        assert path not in text

@@ -1,8 +1,9 @@
 """Notebooks as pages: a mkdocs hook, and the command that runs them (`make notebooks`).
 
 Notable:
-- As a command it executes notebooks in a folder of their own and writes docs/notebooks/NAME.md with its pictures. Those
-  that print rows of other people's texts are not kept in git; the hook shows them without outputs then.
+- As a command it executes notebooks in a folder of their own and writes docs/notebooks/NAME.md with its
+  pictures. Those that print rows of other people's texts are not kept in git; the hook shows them without
+  outputs then.
 - Formulas become MathML when the site is built: no script is fetched to draw them.
 """
 
@@ -24,6 +25,10 @@ FOLDER = "notebooks"
 BADGE = re.compile(r"\[!\[Open In Colab\]\([^)]+\)\]\(([^)]+)\)")
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 INLINE = re.compile(r"(?<![\\$])\$(?!\s)([^$\n]+?)(?<!\s)\$(?![\d$])")
+BAR = re.compile(r"\d+%\|")  # a progress bar
+NOISE = re.compile(
+    r"Failed to load CPU gemm_4bit_forward"
+)  # bitsandbytes', on every machine without `kernels`
 SECONDS = 1200  # a cell may take
 
 
@@ -97,9 +102,10 @@ def _outputs(cell, stem: str, pictures: dict[str, bytes]) -> list[str]:
             name = f"{stem}-{len(pictures) + 1}.png"
             pictures[name] = base64.b64decode(found["image/png"])
             parts += [*_text(lines), f"![What the code above draws]({name})"]
-        elif "text/html" in found:
-            table = re.sub(r"<style.*?</style>|\n\s*", "", "".join(found["text/html"]), flags=re.DOTALL)
-            parts += [*_text(lines), table]
+        elif 'class="dataframe"' in (html := "".join(found.get("text/html", ""))):
+            parts += [*_text(lines), re.sub(r"<style.*?</style>|\n\s*", "", html, flags=re.DOTALL)]
+        elif html and found.get("text/plain", "").startswith("<"):  # nothing to read but an object's name
+            parts += [*_text(lines), html.replace("\n", "&#10;")]
         else:
             lines.append("".join(found.get("text/plain", "")) + "\n")
             continue
@@ -110,7 +116,8 @@ def _outputs(cell, stem: str, pictures: dict[str, bytes]) -> list[str]:
 def _text(lines: list[str]) -> list[str]:
     whole = ANSI.sub("", "".join(lines))
     shown = [line.rsplit("\r", 1)[-1].rstrip() for line in whole.splitlines()]
-    return ["~~~text\n" + "\n".join(shown) + "\n~~~"] if any(shown) else []
+    shown = [line for line in shown if not BAR.search(line) and not NOISE.match(line)]
+    return ["~~~text\n" + "\n".join(shown).strip("\n") + "\n~~~"] if any(shown) else []
 
 
 def _formulas(text: str) -> str:

@@ -34,7 +34,7 @@ KEYS = {  # top-level keys that no registered class reads; what they do is said 
     "seed": f"Of every random source; {planning.SEED} if not given.",
     "imports": "Modules of yours that register blocks; read only with `trust_imports: true`.",
     "trust_imports": "Allows `imports:` and rewards of yours to run.",
-    "compare": "`true` trains the supervised baseline under the same budget and prints the paired difference.",
+    "compare": "`true` trains the supervised baseline too and prints the paired difference.",
 }
 READERS = {  # classes that are in no registry; the build fails where a key has no reader here and no registry
     "model": "hf_llm_recipes.tuning._model.ModelSource",
@@ -88,13 +88,15 @@ def api_pages() -> list[tuple[str, str, str]]:
     bases = sorted(
         ".".join(file.relative_to(root.parent).with_suffix("").parts) for file in root.rglob("base.py")
     )
+    bases = [base for base in bases if ".models." not in base]
+    errors = ["hf_llm_recipes.errors"]
     pages = (
-        ("Running and loading", "python", "`import hf_llm_recipes` gives these names and imports no torch.", public),
+        ("Running and loading", "python", "`import hf_llm_recipes` imports no torch.", public),
         ("Callbacks", "callbacks", "Each works in any plain `Trainer`.", callbacks),
-        ("Architectures", "models", "Readable from top to bottom; their code travels with a checkpoint.", models),
-        ("Base classes", "bases", "What a block of yours inherits from.", [b for b in bases if ".models." not in b]),
-        ("Errors", "errors", "All can be acted on: what, where, what is allowed, what to do.", ["hf_llm_recipes.errors"]),
-    )  # fmt: skip
+        ("Architectures", "models", "To read; their code travels with a checkpoint.", models),
+        ("Base classes", "bases", "What a block of yours inherits from.", bases),
+        ("Errors", "errors", "What happened, where, what is allowed, what to do.", errors),
+    )
     return [
         (title, f"{API}/{name}.md", f"# {title}\n\n{said}\n\n" + "\n".join(f"::: {one}\n" for one in found))
         for title, name, said, found in pages
@@ -106,8 +108,8 @@ def block(cls: type, rest: type | None = None, refused: dict[str, str] | None = 
     text, told, raises = _docstring(cls)
     defaults = _defaults(cls)
     rows = [
-        f"| `{key}` | {_cell(recipe._describe(hint))} | {'required' if required else _code(defaults.get(key))} "
-        f"| {_cell(told.get(key, ''))} |"
+        f"| `{key}` | {_cell(recipe._describe(hint))} "
+        f"| {'required' if required else _code(defaults.get(key))} | {_cell(told.get(key, ''))} |"
         for key, (hint, required) in recipe._signature(cls).items()
     ]
     parts = [text]
@@ -157,8 +159,8 @@ def _recipe_page() -> str:
     defaults = "\n".join(f"| `{key}` | `{value}` |" for key, value in ours.items())
     return f"""# A recipe's keys
 
-A section is the keyword arguments of one class. `hf-llm-recipes show RECIPE` prints all defaults and the class that
-reads each section. An unknown key is an error with its line and the nearest known name.
+A section is the keyword arguments of one class. `hf-llm-recipes show RECIPE` prints all defaults and
+the class that reads each section. An unknown key is an error with its line and the nearest known name.
 
 | key | takes | |
 |---|---|---|
@@ -167,8 +169,8 @@ reads each section. An unknown key is an error with its line and the nearest kno
 {sections}
 ## trainer
 
-The arguments of the method's own class, for most methods `{_path(method.arguments_class())}`; [Methods](methods.md) names
-each. Where upstream's default would surprise, this package has another:
+The arguments of the method's own class, for most methods `{_path(method.arguments_class())}`;
+[Methods](methods.md) names each. Where upstream's default would surprise, this package has another:
 
 | key | default here |
 |---|---|
@@ -184,7 +186,7 @@ The arguments of `{_path(BitsAndBytesConfig)}`; one of `load_in_4bit: true` and 
 
 def _recipes_page() -> str:
     parts = [
-        "# Shipped recipes\n\n`hf-llm-recipes run NAME` runs one, `hf-llm-recipes copy NAME mine.yaml` copies it to edit."
+        "# Shipped recipes\n\nAs `hf-llm-recipes run NAME` and `hf-llm-recipes copy NAME mine.yaml` take them."
     ]
     for one in shipped.all_recipes():
         header = "\n".join(f"| {key} | {_cell(value)} |" for key, value in one.header.items())
@@ -204,7 +206,8 @@ def _commands_page() -> str:
         words = " ".join(_argument(p) for p in arguments)
         rows = [f"| `{p.name.upper()}` | | {_cell(p.help or '')} |" for p in arguments]
         rows += [
-            f"| `{', '.join((*p.opts, *p.secondary_opts))}` | {_code(_shown_default(p))} | {_cell(p.help or '')} |"
+            f"| `{', '.join((*p.opts, *p.secondary_opts))}` "
+            f"| {_code(_shown_default(p))} | {_cell(p.help or '')} |"
             for p in options
         ]
         table = "| | default | |\n|---|---|---|\n" + "\n".join(rows) if rows else ""
