@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from _tiny_trainer import make_trainer
+from conftest import sentences, write_csv
 from safetensors.torch import load_file
 from torch import nn
 from transformers import Trainer, TrainingArguments
@@ -259,3 +260,27 @@ def test_methods_that_have_their_own_refuse_it(recipe, method, said):
     recipe["data"] |= {"labels_per_class": 4}
     with pytest.raises(RecipeError, match=f"ema has no place here: .*{said}"):
         plan(Recipe.from_dict(recipe))
+
+
+def test_a_language_model_s_other_weights_are_judged_too(tiny_llama, tmp_path):
+    rows = [{"text": " ".join(row["text"] for row in sentences(6, seed=seed))} for seed in range(24)]
+    recipe = {
+        "name": "tiny",
+        "output": str(tmp_path / "out"),
+        "model": {"name": str(tiny_llama)},
+        "data": {"name": str(write_csv(tmp_path / "texts.csv", rows))},
+        "task": {"name": "clm", "block_size": 16},
+        "callbacks": [{"name": "ema", "half_life": 100, "export": "raw"}],
+        "trainer": {"max_steps": 8, "learning_rate": 1e-2, "use_cpu": True, "disable_tqdm": True},
+    }
+    done = run(Recipe.from_dict(recipe))
+    before, average, raw = (
+        found["loss"]
+        for found in (
+            done.metrics["before"],
+            done.metrics["method"]["test_averaged_weights"],
+            done.metrics["test"],
+        )
+    )
+    assert raw < average < before  # the mean of weights that go from one to the other
+    assert done.metrics["training"]["ema"]["exported"] == "raw_weights"
