@@ -388,7 +388,7 @@ def test_what_stands_beside_a_run(tmp_path):
             "difference_95": [-0.05, 0.5],
         },
         "baselines": {"probe": {**other, "rows": 3}},
-        "method": {"test_student": other},
+        "method": {"test_student": other, "test_raw_weights": other},
     }
     found = drawn(write_run(tmp_path / "run", metrics=metrics))
     beside = {row[0]: row for row in found.table("On the same test rows")[1:]}
@@ -397,6 +397,7 @@ def test_what_stands_beside_a_run(tmp_path):
         "supervised baseline",
         "before training",
         "student, not exported",
+        "raw weights, not exported",
         "probe, frozen features",
     ]
     assert beside["probe, frozen features"][1:] == ["0.50000.2500 – 0.7500", "3"]
@@ -411,6 +412,8 @@ def test_predicted_stands_beside_measured(tmp_path):
         "peak_memory_gib": {"host": 4.0},
         "predicted": {"minutes": 3.0, "peak_memory_gib": {"host": 3.0}},
         "parameters": {"trainable": 5, "total": 20},
+        "energy": {"kwh": 0.0123456, "co2e_kg": 0.00069, "country": "FRA", "how": "measured"},
+        "ema": {"exported": "averaged_weights", "beside": "raw_weights", "updates": 1200, "decay": 0.98765},
     }
     found = drawn(write_run(tmp_path / "run", metrics={"training": training_}))
     assert found.table("Predicted before the training")[1:] == [
@@ -418,6 +421,9 @@ def test_predicted_stands_beside_measured(tmp_path):
         ["peak memory, host, GiB", "4.00", "3.00", "0.75"],
     ]
     assert "5 of 20 weights trained (25.00 %)" in found.text
+    assert "0.0123 kWh, 0.00069 kg CO₂e by the electricity mix of FRA (measured)" in found.text
+    said = "The averaged weights are judged and saved, the raw weights judged beside them"
+    assert f"{said} (an average over 1,200 steps, decay 0.9877)" in found.text
 
 
 def test_steps_a_second_leave_out_evaluations_and_pauses():

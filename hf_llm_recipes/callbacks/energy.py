@@ -14,7 +14,7 @@ from hf_llm_recipes.registry import CALLBACKS
 
 EVERY = 15.0  # seconds between two readings of power
 MEASURED = ("Rapl", "Emi", "Power Gadget", "AppleSiliconChip", "Raspberry")  # as codecarbon names its sources
-WORLD = "none given: the world's average"
+WORLD = "the world's average, no country given"
 
 
 @CALLBACKS.register

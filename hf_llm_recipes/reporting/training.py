@@ -190,6 +190,17 @@ def _cost(training: Mapping[str, Any]) -> Html:
         said.append(f"{training['minutes_before']:.2f} minutes of first labels or comparisons before it")
     if training.get("samples_per_second"):
         said.append(f"{number(training['samples_per_second'], 2)} rows a second, as the Trainer counts them")
+    energy, average = training.get("energy", {}), training.get("ema", {})
+    if energy:
+        said.append(
+            f"{energy['kwh']:.3g} kWh, {energy['co2e_kg']:.3g} kg CO₂e by the electricity mix of "
+            f"{energy['country']} ({energy['how']})"
+        )
+    if average:
+        said.append(
+            f"The {name_of(average['exported'])} are judged and saved, the {name_of(average['beside'])} "
+            f"judged beside them (an average over {average['updates']:,} steps, decay {average['decay']:.4g})"
+        )
     return bullets(said)
 
 

@@ -61,7 +61,7 @@ def test_readings_are_logged_and_handed_over(tmp_path, meters):
     assert callback.report() == {
         "kwh": 6.0,  # a last reading at the end
         "co2e_kg": 1.5,
-        "country": "none given: the world's average",
+        "country": "the world's average, no country given",
         "how": "the whole machine; memory estimated from its size; "
         "processor estimated from its TDP, not measured: CPU(Cpu Load)",
     }
