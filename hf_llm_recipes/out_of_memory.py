@@ -5,6 +5,8 @@ Notable:
   that a run with the smaller batch would have begun with. accelerate's ``find_executable_batch_size``
   shrinks the effective batch instead, and with it the meaning of the learning rate.
 - An optimizer step has the rows that it would have had: samplers look at batch size x accumulation.
+- The smaller batch is kept in the run directory: a run that is killed afterwards and taken up again goes on
+  with it, to the bits of a run that was not, however much memory there is by then.
 - Losses that compare the rows of a batch cannot be cut: then it stops and says what to try.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -24,14 +27,52 @@ from hf_llm_recipes.probing import out_of_memory, put_back, random_states
 
 log = logging.getLogger("hf_llm_recipes")
 
+SMALLER = "smaller_batch.json"  # in the run directory: what the training goes on with
+
 STATEFUL = ("method", "algorithm", "augmentation", "stages", "callbacks")  # of a plan: may change in a try
 BATCH, ACCUMULATION, EVAL = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size"),
 )
+SIZES = (BATCH, ACCUMULATION, EVAL)
 ADVICE = (
     "a smaller `task.max_length`; `trainer.gradient_checkpointing: true`; `tuning: lora` with "
     "`quantization: {load_in_4bit: true}` (QLoRA); or a smaller model"
 )
+
+
+def take_up(runner: Any) -> list[str]:
+    """Changes a plan as the run did before it was killed; returns what is to be said of it.
+
+    Args:
+        runner: ``run._Runner`` whose directory is an unfinished run's.
+
+    Raises:
+        RunError: what the run left is damaged.
+    """
+    kept = _kept_sizes(runner.directory / SMALLER)
+    if not kept:
+        return []
+    runner.plan.trainer = {**runner.plan.trainer, **kept}
+    return [f"{_told(kept)}: this run was out of memory with more ({SMALLER})"]
+
+
+def _kept_sizes(path: Path) -> dict[str, int]:
+    if not path.is_file():
+        return {}
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(kept, dict) and all(k in SIZES and type(n) is int and n > 0 for k, n in kept.items()):
+            return kept
+        why = f"it holds {str(kept)[:80]}"
+    except ValueError as error:
+        why = str(error)
+    raise RunError(
+        f"tells no batch sizes: {why}", where=str(path), hint="delete it to begin with the recipe's"
+    )
+
+
+def _told(sizes: dict[str, int]) -> str:
+    return " and ".join(f"{name} {value}" for name, value in sizes.items())
 
 
 class Retry:
@@ -83,12 +124,13 @@ class Retry:
         for name, value in self.pristine.items():
             setattr(runner.plan, name, copy.deepcopy(value))
         runner.plan.trainer = {**runner.plan.trainer, **changes}
+        kept = _kept_sizes(runner.directory / SMALLER)
+        runner.directory.write_json(SMALLER, {**kept, **changes})
         checkpoint = runner.directory.checkpoint().path
-        told = " and ".join(f"{name} {value}" for name, value in changes.items())
         start = checkpoint.name if checkpoint else "the start"
         note = "" if where == "evaluation" else f"; {self._kept()}"
         why = f"out of memory in step {step} ({where}: {said})"
-        runner.rebuild_model(f"{why}: going on from {start} with {told}{note}")
+        runner.rebuild_model(f"{why}: going on from {start} with {_told(changes)}{note}")
         return checkpoint
 
     def _smaller(self, where: str, said: str) -> dict[str, int]:

@@ -299,10 +299,13 @@ class _Runner:
 
     def _taken_up(self) -> Path | None:
         """The newest whole checkpoint; says what was passed over, and what is not as it was."""
+        from hf_llm_recipes.out_of_memory import take_up
+
         needs_best = bool(self.plan.trainer.get("load_best_model_at_end"))
         found = self.directory.checkpoint(needs_best=needs_best)
         self._say(found.said)
         self._say([f"going on from {found.path.name}" if found.path else "no checkpoint yet: starting anew"])
+        self._say(take_up(self))
         record = self.directory / rundir.ENVIRONMENT
         before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
         changed = rundir.environment_differences(before, rundir.environment()) if before else []
