@@ -43,6 +43,8 @@ SCORES = {
     "masked_l1": ("Mean absolute error of hidden pixels", None),
     "visible_mean_l1": ("Baseline: error of the mean of the visible pixels", None),
     "knn_accuracy": ("Accuracy of nearest neighbours", "accuracy"),
+    "chrf": ("chrF", "chrf"),
+    "rouge_l": ("ROUGE-L, F1", "rouge"),
     "exact_match": ("Exact match", "exact_match"),
     "answer_f1": ("F1 of answers' words", "f1"),
     "f1": ("F1 of spans (type and both ends right)", "f1"),
@@ -155,11 +157,6 @@ class CardInfo:
     def is_adapter(self) -> bool:
         """Whether the base model is needed to load it."""
         return self.weights_format == "peft"
-
-    @property
-    def folder_name(self) -> str:
-        """What the code calls the folder with the card."""
-        return _last_part(self.name)
 
     @property
     def bits(self) -> Mapping[str, Any] | None:

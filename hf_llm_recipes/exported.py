@@ -47,7 +47,7 @@ def load(folder: Path, auto_class: str, *, trust_code: bool = False) -> PreTrain
     require(*PACKAGES[kind])
     try:
         program = ExportedModel.from_pretrained(folder, **_session(kind))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except _unreadable(kind) as error:
         raise RunError(
             f"the exported program could not be loaded: {str(error).splitlines()[0]}",
             where=str(folder),
@@ -80,6 +80,17 @@ def _kind(folder: Path) -> str:
     if kind not in PACKAGES:
         raise RunError(f"holds a program for {kind!r}", where=str(folder), allowed=", ".join(PACKAGES))
     return kind
+
+
+def _unreadable(kind: str) -> tuple[type[Exception], ...]:
+    """What a damaged program raises."""
+    known: tuple[type[Exception], ...] = (OSError, ValueError, KeyError, RuntimeError)
+    if kind != "onnx":
+        return known
+    from google.protobuf.message import DecodeError
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return (*known, DecodeError, state.Fail, state.InvalidGraph, state.InvalidProtobuf, state.NoSuchFile)
 
 
 def _session(kind: str) -> dict[str, Any]:

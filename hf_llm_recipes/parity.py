@@ -177,18 +177,24 @@ def keep_if_alike(
 
 def answers(predictor: Predictor, rows: Dataset) -> tuple[np.ndarray, list[str]]:
     """Returns logits of rows, and the texts that the model writes greedily to the first of them."""
-    task, model = predictor.task, predictor.model
-    if not task.judges_model:
-        logits = predictor.logits(rows, labeled=False)[0]
-        return (logits[~(logits == PADDING).all(-1)] if logits.ndim > 2 else logits), []
-    features, _ = task.encode(rows, predictor.tokenizer, model.config, labeled=True)
-    logits = task.probe(model, features.select(range(min(len(features), len(rows)))), predictor.tokenizer)
-    if not task.writes:
-        return np.asarray(logits), []
+    task, logits = predictor.task, logits_of(predictor, rows)
+    if not (task.judges_model and task.writes):
+        return logits, []
     most = task.writing(predictor.tokenizer).settings.get("max_new_tokens") or WRITTEN_TOKENS
     greedy = task.with_settings({"do_sample": False, "max_new_tokens": min(most, WRITTEN_TOKENS)})
     few = rows.select(range(min(WRITTEN_ROWS, len(rows))))
-    return np.asarray(logits), [row["generated"] for row in greedy.answer(model, few, predictor.tokenizer)]
+    return logits, [row["generated"] for row in greedy.answer(predictor.model, few, predictor.tokenizer)]
+
+
+def logits_of(predictor: Predictor, rows: Dataset) -> np.ndarray:
+    """Returns the logits of rows, classes on the last axis; of taggers and language models, of all tokens."""
+    task, model = predictor.task, predictor.model
+    if not task.judges_model:
+        logits = predictor.logits(rows, labeled=False)[0]
+        return logits[~(logits == PADDING).all(-1)] if logits.ndim > 2 else logits
+    features, _ = task.encode(rows, predictor.tokenizer, model.config, labeled=True)
+    few = features.select(range(min(len(features), len(rows))))
+    return np.asarray(task.probe(model, few, predictor.tokenizer))
 
 
 def compare(
@@ -238,7 +244,15 @@ def saved_config(folder: Path) -> Any:
     """
     model = read_record(folder)["model"]
     if (folder / "adapter_config.json").is_file():
-        return load_config(ModelSource(**model), {})
+        try:
+            return load_config(ModelSource(**model), {})
+        except RunError as error:
+            raise RunError(
+                f"the base of the run's adapter cannot be found: {error.what}",
+                where=str(folder),
+                allowed=error.allowed,
+                hint=f"put it back where the run found it: {model.get('name')}",
+            ) from error
     trusted = bool(model.get("trust_remote_code"))
     return load_config(ModelSource(name=str(folder), trust_remote_code=trusted), {})
 

@@ -64,7 +64,7 @@ def export(
             "exists and is not empty; nothing was changed", where=str(out), hint="name another folder"
         )
     task = saved_task(folder, trust_code=trust_code)
-    job = Job(Path(directory), folder, task, target.dtype(dtype), trust_code)
+    job = Job(Path(directory), folder, task, target.dtype(dtype), trust_code, out.resolve().name)
     target.check(job)
     count = count_weights(folder, task.auto_class)
     need_space(out, target.disk_bytes(job, count), f"the {to} export")

@@ -33,11 +33,12 @@ def traced_inputs(task: Any, made: Any) -> list[str]:
     return list(model_inputs(made.model, dict.fromkeys(names)))
 
 
-def onnx_code(info: CardInfo, stops: list[int], channels: int) -> str:
+def onnx_code(info: CardInfo, folder: str, stops: list[int], channels: int) -> str:
     """Returns a program that asks ``model.onnx``.
 
     Args:
         info: Of the card.
+        folder: Its name.
         stops: From ``stop_ids``.
         channels: Of the images that the model takes; 0 of other models.
     """
@@ -48,14 +49,15 @@ def onnx_code(info: CardInfo, stops: list[int], channels: int) -> str:
         "    given = {one.name: inputs[one.name] for one in session.get_inputs()}",
         '    return session.run(["logits"], given)[0]',
     ]
-    return _program_code(info, stops, head, load, ask, channels)
+    return _program_code(info, folder, stops, head, load, ask, channels)
 
 
-def executorch_code(info: CardInfo, names: list[str], stops: list[int], channels: int) -> str:
+def executorch_code(info: CardInfo, folder: str, names: list[str], stops: list[int], channels: int) -> str:
     """Returns a program that asks ``model.pte``.
 
     Args:
         info: Of the card.
+        folder: Its name.
         names: Of the program's inputs in their order.
         stops: From ``stop_ids``.
         channels: Of the images that the model takes; 0 of other models.
@@ -68,11 +70,17 @@ def executorch_code(info: CardInfo, names: list[str], stops: list[int], channels
         f"    given = [torch.as_tensor(inputs[name]) for name in {names!r}]",
         "    return method.execute(given)[0].numpy()",
     ]
-    return _program_code(info, stops, head, load, ask, channels)
+    return _program_code(info, folder, stops, head, load, ask, channels)
 
 
 def _program_code(
-    info: CardInfo, stops: list[int], head: list[str], load: list[str], ask: list[str], channels: int
+    info: CardInfo,
+    folder: str,
+    stops: list[int],
+    head: list[str],
+    load: list[str],
+    ask: list[str],
+    channels: int,
 ) -> str:
     images = bool(channels)
     cls, name = ("AutoImageProcessor", "processor") if images else ("AutoTokenizer", "tokenizer")
@@ -84,7 +92,7 @@ def _program_code(
         *head,
         f"from transformers import {cls}",
         "",
-        f"folder = {info.folder_name!r}  # with this file",
+        f"folder = {folder!r}  # with this file",
         *load,
         f"{name} = {cls}.from_pretrained(folder{remote})",
         *["", "", *ask, "", ""],

@@ -24,6 +24,7 @@ class Job:
         task: Of the run.
         dtype: Of the saved weights.
         trust_code: Whether Python code that the run brings or names may run.
+        name: Of the new folder.
     """
 
     directory: Path
@@ -31,6 +32,7 @@ class Job:
     task: Any
     dtype: str
     trust_code: bool
+    name: str
 
     @property
     def has_adapter(self) -> bool:

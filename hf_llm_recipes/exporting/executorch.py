@@ -44,6 +44,7 @@ class Executorch(Target):
         """With code for ExecuTorch's Python runtime."""
         code = _usage.executorch_code(
             info,
+            job.name,
             _usage.traced_inputs(job.task, made),
             _usage.stop_ids(job.task, made.tokenizer),
             _usage.channels(job.task, made.model.config),

@@ -45,6 +45,7 @@ class Onnx(Target):
         """With code for onnxruntime."""
         code = _usage.onnx_code(
             info,
+            job.name,
             _usage.stop_ids(job.task, made.tokenizer),
             _usage.channels(job.task, made.model.config),
         )
