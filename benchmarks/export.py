@@ -6,7 +6,7 @@
 Notable:
 - The runs are made here, with a few steps of the shipped recipes: ``classify/lora`` and ``chat/sft-lora``.
 - Times are medians of rounds that take turns over the contenders, on the same rows, one thread; only their
-  ratios to the adapter in torch are told. Of the chat model it is whole rows without a cache, as every export runs it.
+  ratios to the adapter in torch are told. Of the chat model: whole rows without a cache, as exports run.
 - A size is that of the files with weights.
 """
 

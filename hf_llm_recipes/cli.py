@@ -172,7 +172,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="A new or empty folder.")],
     to: Annotated[str, typer.Option(help="onnx, onnx-int8, executorch, gguf or adapter.")],
     tolerance: Annotated[
-        float | None, typer.Option(help="Of the answers' differences; see the page on exports.")
+        float | None, typer.Option(help="In standard deviations of the logits; else the target's own.")
     ] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="How many both models answer.")] = None,
     dtype: Annotated[str | None, typer.Option(help="With --to gguf: float32, bfloat16 or float16.")] = None,
