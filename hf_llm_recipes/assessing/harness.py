@@ -64,9 +64,17 @@ def evaluate(
             f"lm-eval has no task `{unknown[0]}`{did_you_mean(unknown[0], manager.all_tasks)}",
             hint="name a task of `lm-eval ls tasks`, or a YAML file",
         )
-    model = HFLM(pretrained=predictor.model, tokenizer=predictor.tokenizer, batch_size=batch_size)
+    tokenizer = predictor.tokenizer
+    begin = {"add_bos_token": False} if _ends_texts(tokenizer) else {}
+    model = HFLM(pretrained=predictor.model, tokenizer=tokenizer, batch_size=batch_size, **begin)
     found = simple_evaluate(model, tasks=names, task_manager=manager, limit=limit, log_samples=False)
     return {name: _figures(scores, found["n-samples"].get(name)) for name, scores in found["results"].items()}
+
+
+def _ends_texts(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts an end behind a text: the harness would let answers begin behind it."""
+    ids = tokenizer("a")["input_ids"]
+    return bool(ids) and ids[-1] in {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
 
 
 def _check_file(path: Path, trust_code: bool) -> None:
