@@ -66,7 +66,7 @@ class Task(ABC):
     """
 
     auto_class: ClassVar[str]  # of transformers, e.g. "AutoModelForSequenceClassification"
-    peft_task_type: ClassVar[str]  # of peft, e.g. "SEQ_CLS"
+    peft_task_type: ClassVar[str | None]  # of peft, e.g. "SEQ_CLS"; None: its plain model
     pipeline_tag: ClassVar[str]  # of the Hub, e.g. "text-classification"
     processor: ClassVar[str] = "tokenizer"  # what turns rows into features: that or "image_processor"
     vocabulary_labels: ClassVar[bool] = False  # labels are token ids; the head is the checkpoint's own

@@ -71,7 +71,7 @@ class QuestionAnswering(Task):
     """
 
     auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
-    peft_task_type: ClassVar[str] = "QUESTION_ANS"
+    peft_task_type: ClassVar[str | None] = None  # the model of QUESTION_ANS (peft 0.21) drops token_type_ids
     pipeline_tag: ClassVar[str] = "question-answering"
     problem: ClassVar[str] = "answers"
     judges_model: ClassVar[bool] = True

@@ -367,7 +367,7 @@ def build(
     source: ModelSource,
     *,
     auto_class: str,
-    task_type: str,
+    task_type: str | None,
     updates: dict[str, Any],
     tokenizer: Any,
     tuning: Tuning,

@@ -40,11 +40,11 @@ class Tuning(ABC):
         """
 
     @abstractmethod
-    def apply(self, model: PreTrainedModel, *, head: list[str], task_type: str) -> PreTrainedModel:
+    def apply(self, model: PreTrainedModel, *, head: list[str], task_type: str | None) -> PreTrainedModel:
         """Returns the model with ``requires_grad`` set, wrapped where the tuning adds weights.
 
         Args:
             model: A loaded model.
             head: Names of modules that carry the task and are always trained and saved.
-            task_type: peft's name of the task, e.g. ``"SEQ_CLS"``.
+            task_type: peft's name of the task, e.g. ``"SEQ_CLS"``; None: its plain model.
         """

@@ -2,8 +2,10 @@
 
 import json
 import math
+import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -360,13 +362,24 @@ TUNINGS = {
 }
 
 
+@pytest.fixture(scope="module")
+def with_segments(tiny_bert, tmp_path_factory):
+    """The tiny BERT with a tokenizer that tells question and context apart."""
+    folder = shutil.copytree(tiny_bert, tmp_path_factory.mktemp("segments") / "model")
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    file.write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
 @pytest.fixture(scope="module", params=TUNINGS)
-def finished(request, tiny_bert, tmp_path_factory):
+def finished(request, with_segments, tmp_path_factory):
     """A run of each tuning."""
     if request.param == "4-bit":
         pytest.importorskip("bitsandbytes")
     folder = tmp_path_factory.mktemp(request.param)
-    return run(Recipe.from_dict(values(tiny_bert, folder, **TUNINGS[request.param]))), request.param
+    return run(Recipe.from_dict(values(with_segments, folder, **TUNINGS[request.param]))), request.param
 
 
 def test_a_run_of_each_tuning(finished):
@@ -389,6 +402,24 @@ def test_a_run_of_each_tuning(finished):
         )
         assert not info["missing_keys"]
         assert type(stock).__name__ == "BertForQuestionAnswering"
+
+
+def test_an_adapter_sees_question_and_context_apart(finished, tmp_path):
+    """peft's model for question answering drops `token_type_ids`: merged, it would be another model."""
+    done, tuning = finished
+    if tuning != "lora":
+        pytest.skip("one tuning is enough")
+    rows = Dataset.from_list(ROWS)
+    predictor = Predictor.load(done.path)
+    features, _ = predictor.task.encode(rows, predictor.tokenizer, CONFIG, labeled=False)
+    assert "token_type_ids" in features.column_names
+    both = predictor.task.probe(predictor.model, features, predictor.tokenizer)
+    alone = predictor.task.probe(
+        predictor.model, features.remove_columns("token_type_ids"), predictor.tokenizer
+    )
+    assert np.abs(both - alone).max() > 1e-3
+    whole = Predictor.load(done.path, merged=True)
+    assert np.abs(both - predictor.task.probe(whole.model, features, whole.tokenizer)).max() < 1e-4
 
 
 def test_new_questions(finished, tmp_path):
