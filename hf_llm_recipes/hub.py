@@ -78,10 +78,12 @@ class Remote:
     Args:
         commit: Its newest; None where there is no such branch yet.
         files: Name -> hash: sha256 of a large file, git's sha1 of any other.
+        private: Whether the repository is.
     """
 
     commit: str | None
     files: Mapping[str, str] = field(default_factory=dict)
+    private: bool = True
 
     def same(self, name: str, path: Path) -> bool:
         """Whether a file is there with just this content."""
@@ -206,13 +208,14 @@ def look(api: Any, repository: str, revision: str) -> Remote:
     from huggingface_hub.errors import RevisionNotFoundError
 
     with told(repository):
+        about = api.repo_info(repository)
         try:
-            commit = api.repo_info(repository, revision=revision).sha
+            commit = about.sha if revision == MAIN else api.repo_info(repository, revision=revision).sha
         except RevisionNotFoundError:
-            return Remote(None)
+            return Remote(None, private=about.private)
         found = api.list_repo_tree(repository, recursive=True, revision=commit)
         files = {one.path: one.lfs.sha256 if one.lfs else one.blob_id for one in found if _is_file(one)}
-    return Remote(commit, files)
+    return Remote(commit, files, about.private)
 
 
 def is_there(api: Any, repository: str) -> bool:

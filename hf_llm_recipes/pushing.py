@@ -114,6 +114,7 @@ def before_training(recipe: Recipe) -> PushToHub | None:
     to = replace(asked, name=hub.own_name(api, asked.name))
     hub.make(api, to.name, private=to.private)
     remote = hub.look(api, to.name, to.revision)
+    _check_readers(to, remote)
     here = hub.read_record(Path(recipe.get("output"))) if recipe.get("output") else {}
     others = [name for name in remote.files if name != ".gitattributes"]
     if others and not to.existing and not _ours(here, to, remote):
@@ -304,6 +305,7 @@ def _send(api: Any, bundle: _Bundle, to: PushToHub) -> hub.Sent:
         )
     hub.make(api, to.name, private=to.private)
     remote = hub.look(api, to.name, to.revision)
+    bundle.notes.extend(_check_readers(to, remote))
     record = hub.read_record(bundle.directory)
     gone = hub.stale(remote, bundle.files)
     if _ours(record, to, remote):
@@ -324,6 +326,17 @@ def _ours(record: Mapping[str, Any], to: PushToHub, remote: hub.Remote) -> bool:
     """Whether nothing has come to the branch since this run was pushed there."""
     known = record.get(f"{to.name}@{to.revision}", {}).get("commit")
     return known is not None and known == remote.commit
+
+
+def _check_readers(to: PushToHub, remote: hub.Remote) -> list[str]:
+    """What is to be said of who can read the repository; one that is there stays as it is."""
+    if to.private and not remote.private:
+        raise RunError(
+            "is public: whatever is sent there can be read by anybody; nothing was sent",
+            where=str(to.name),
+            hint="add --public (in a recipe `push_to_hub.private: false`), or choose another name",
+        )
+    return [] if to.private or not remote.private else [f"{to.name} is private, and stays so"]
 
 
 def _of_something_else(to: PushToHub, names: list[str]) -> RunError:

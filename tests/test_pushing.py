@@ -148,6 +148,19 @@ def test_a_public_repository_a_branch_a_message_and_no_report(runs, server):
     assert done.sent.url == f"{server.url}/tester/full/tree/v/1"
 
 
+def test_a_repository_that_is_there_stays_private_or_public(copied, server):
+    path = copied()
+    push(path, PushToHub(name="tester/full"))
+    assert "tester/full is private, and stays so" in push(path, PushToHub(name="full", private=False)).notes
+    assert server.repositories["tester/full"].private
+    server.repositories["tester/full"].private = False
+    with pytest.raises(
+        RunError, match="tester/full: is public: whatever is sent there can be read by anybody"
+    ):
+        push(path, PushToHub(name="tester/full"))
+    push(path, PushToHub(name="tester/full", private=False))
+
+
 def test_what_merge_made_goes_with_its_own_card(runs, server, tmp_path):
     from hf_llm_recipes.merging import merge
 
@@ -275,9 +288,8 @@ def test_a_killed_push_is_repeated_and_sends_nothing_twice(copied, server, tmp_p
     server.held = hub._sha256(path / "model" / "model.safetensors")
     command = [sys.executable, "-m", "hf_llm_recipes.cli", "push", str(path), "tester/full"]
     child = subprocess.Popen(command, env=surroundings(server, tmp_path), stderr=subprocess.DEVNULL)
-    assert server.waiting.wait(60)
     small = hub._sha256(path / "model" / "more.safetensors")
-    while small not in server.uploaded:
+    while not (server.waiting.wait(0.05) and small in server.uploaded):
         assert child.poll() is None
     child.send_signal(signal.SIGKILL)
     child.wait()
@@ -482,6 +494,8 @@ def test_a_push_that_cannot_work_is_told_before_the_training(
     assert server.repositories == {}
     send_base(tiny_bert, tmp_path)
     refused("holds something that was not pushed from this run", push_to_hub="tester/bert")
+    server.repositories["tester/bert"].private = False
+    refused("tester/bert: is public", push_to_hub={"name": "tester/bert", "existing": True})
     monkeypatch.setenv("HF_TOKEN", OTHER)
     refused("this token may not write there", push_to_hub="tester/mine")
     monkeypatch.delenv("HF_TOKEN")
