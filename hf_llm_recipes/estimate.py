@@ -278,7 +278,11 @@ def optimizer_bytes(model: Any, name: str | None) -> int:
 
 
 def teacher_bytes(runner: Any) -> int:
-    """Returns the bytes of a second set of the trained weights, where the method keeps one."""
+    """Returns the bytes of a second set of the trained weights, where the method or `ema` keeps one."""
+    from hf_llm_recipes.callbacks.ema import EMA
+
+    if any(isinstance(callback, EMA) for callback in runner.plan.callbacks):
+        return gradient_bytes(runner.built.model)
     kind = getattr(runner.plan.method, "teacher", None)
     if not runner.plan.method.takes_algorithm or kind == "student":
         return 0
@@ -291,6 +295,7 @@ def _disk(runner: Any) -> list[Part]:
     trained = gradient_bytes(model)
     saved = trained if runner.plan.tuning.uses_adapter else weight_bytes(model)
     states = 0 if trainer.get("save_only_model") else optimizer_bytes(model, trainer.get("optim"))
+    states += teacher_bytes(runner)
     kept = (trainer.get("save_total_limit") or 2) + 1  # a new one is written before an old one goes
     if trainer.get("save_strategy") == "no":
         kept = 0

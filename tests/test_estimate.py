@@ -209,6 +209,17 @@ def test_methods_that_make_their_batches_say_what_is_not_known(recipe):
     assert found.notes == ["how long this method trains is not known before it begins"]
 
 
+def test_an_average_of_the_weights_is_counted_in_memory_and_on_disk(recipe):
+    plain, averaged = (
+        estimate_run(prepared({**recipe, "callbacks": callbacks})) for callbacks in ([], [{"name": "ema"}])
+    )
+    trained = parts(plain)["gradients"]
+    assert "teacher" not in parts(plain)
+    assert parts(averaged)["teacher"] == trained
+    kept = [next(part.bytes for part in one.disk if part.name == "checkpoints") for one in (plain, averaged)]
+    assert kept[1] - kept[0] == 3 * trained  # as many checkpoints at once
+
+
 def test_a_batch_that_does_not_fit_is_told_not_raised(recipe, monkeypatch):
     def none_left(*given, **named):
         raise torch.OutOfMemoryError("CUDA out of memory")
