@@ -26,7 +26,7 @@ check: $(READY)
 # Every recipe for the CPU, one after the other, in full.
 recipes: $(READY)
 	for recipe in $(addprefix classify/,full freeze lora dora qlora-4bit qlora-8bit) \
-		$(basename $(wildcard recipes/semi_supervised/*.yaml)) \
+		$(basename $(wildcard recipes/semi_supervised/*.yaml)) answer/extractive-lora \
 		$(addprefix pretrain/,decoder-clm encoder-decoder-span-corruption encoder-mlm-nsp sentence-contrastive vision-masked-image) \
 		$(addprefix chat/,sft-full sft-lora sft-lora-8bit sft-qlora-4bit continue-pretraining dpo grpo self-training distill); do \
 		$(BIN)/hf-llm-recipes run $$recipe || exit 1; done
