@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shlex
 import tempfile
@@ -110,6 +111,8 @@ def before_training(recipe: Recipe) -> PushToHub | None:
         recipe.located(lambda: _reachable_base(bound.model.name, asked.base), "model")
     elif asked.base:
         raise RecipeError("base has an effect only with an adapter", where=recipe.where(hub.KEY))
+    if not _is_first():
+        return asked
     api = hub.connect()
     to = replace(asked, name=hub.own_name(api, asked.name))
     hub.make(api, to.name, private=to.private)
@@ -127,15 +130,21 @@ def after_run(directory: Path, to: PushToHub | None) -> dict[str, Any] | None:
     """Pushes a run that has just finished; a failure is told, with the command that pushes later.
 
     Returns:
-        ``url`` and ``commit``, or ``error`` and ``command``; None where nothing was asked for.
+        ``url`` and ``commit``, or ``error`` and ``command``; None where nothing was asked for, and in all
+        processes but the first.
     """
-    if to is None:
+    if to is None or not _is_first():
         return None
     try:
         done = push(directory, to)
     except UserError as error:
         return {"error": str(error), "command": command(directory, to)}
     return {"url": done.sent.url, "commit": done.sent.commit}
+
+
+def _is_first() -> bool:
+    """Whether this is the process that pushes, of those that torchrun has started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def command(directory: Path, to: PushToHub) -> str:

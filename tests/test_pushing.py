@@ -527,6 +527,16 @@ def test_a_push_that_fails_after_the_training_costs_no_result(recipe, server, mo
     assert b"push_to_hub" in (path / "recipe.yaml").read_bytes()  # but a run that is taken up again keeps it
 
 
+def test_of_several_processes_one_asks_and_pushes(recipe, runs, server, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    to = pushing.before_training(Recipe.from_dict({**recipe, "push_to_hub": "tester/tiny"}))
+    assert to == PushToHub(name="tester/tiny")
+    assert pushing.after_run(runs("full"), to) is None
+    assert server.asked == []
+    monkeypatch.setenv("RANK", "0")
+    assert pushing.after_run(runs("full"), to)["url"] == f"{server.url}/tester/tiny"
+
+
 def test_an_adapter_on_a_base_of_the_hub_is_trained_and_pushed_by_one_command(
     recipe, server, tiny_bert, tmp_path
 ):
