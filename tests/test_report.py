@@ -786,6 +786,102 @@ def in_chromium(text, folder, *, dark):
     return json.loads(unescape(re.search(r'<pre id="measured">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
 
 
+def looked_at(run):
+    """A run whose rows were looked at once more: groups, temperature, views, attributions."""
+    path = run / "metrics.json"
+    metrics = json.loads(path.read_text())
+    bins = metrics["test"]["calibration"]["bins"]
+    scores = {"loss": 0.5, "ece": 0.25, "brier": 0.125, "bins": bins}
+    groups = [
+        {"name": name, "rows": rows, "few": rows < 30, "accuracy": share, "intervals_95": {"accuracy": edges}}
+        for name, rows, share, edges in (
+            (EVIL, 40, 0.75, [0.6, 0.86]),
+            ("b", 60, 0.5, [0.38, 0.62]),
+            ("c", 3, 1.0, [0.44, 1.0]),
+        )
+    ]
+    gap = {"highest": EVIL, "lowest": "b", "difference": 0.25, "difference_95": [0.05, 0.42], "pairs": 1}
+    metrics["slices"] = {
+        "who": {
+            "by": "who",
+            "score": "accuracy",
+            "groups": groups,
+            "gap": gap,
+            "alike": {"test": "chi-square of equal shares", "statistic": 6.25, "p": 0.0124},
+            "notes": ["fewer than 30 rows, left out of the gap: c"],
+        }
+    }
+    metrics["temperature"] = {
+        "temperature": 1.5,
+        "fitted_rows": 70,
+        "before": scores,
+        "after": {**scores, "loss": 0.4},
+        "loss_difference": -0.1,
+        "loss_difference_95": [-0.2, -0.05],
+        "notes": [],
+    }
+    view = {"name": "tfidf_substitute", "value": 0.7, "difference": -0.05, "difference_95": [-0.1, 0.0]}
+    metrics["robustness"] = {
+        "score": "accuracy",
+        "plain": 0.75,
+        "seed": 0,
+        "views": [{**view, "answers_changed": 0.125}],
+        "notes": ["mask is left out: the tokenizer has no mask token"],
+    }
+    path.write_text(json.dumps(metrics))
+    pieces = [(0, 0, 3, 1.0), (0, 4, 7, -0.5)]
+    explanation = {
+        "texts": [f"buy now {EVIL}"],
+        "answer": "spam (0.90)",
+        "target": "spam",
+        "logit": 2.0,
+        "masked_logit": 1.5,
+        "pieces": [dict(zip(("text", "start", "end", "weight"), one, strict=True)) for one in pieces],
+        "missing": 0.0,
+        "steps": 32,
+    }
+    rows = [{"row": 1, "label": "ham", "explanation": explanation}]
+    (run / "attributions.json").write_text(json.dumps({"rows": rows}))
+    return run
+
+
+def test_what_was_looked_at_once_more(run):
+    found = drawn(looked_at(run))
+    assert found.table("accuracy by who")[1:] == [
+        [EVIL, "40", "0.7500", "0.6000 – 0.8600"],
+        ["b", "60", "0.5000", "0.3800 – 0.6200"],
+        ["c", "3 (few)", "1.0000", "0.4400 – 1.0000"],
+    ]
+    assert f"Gap of accuracy: 0.2500 (95 %: 0.0500 – 0.4200) between {EVIL} (highest) and b" in found.text
+    assert "p = 0.0124" in found.text
+    assert found.table("On the test rows")[1:] == [
+        ["before", "0.5000", "0.2500", "0.1250"],
+        ["after", "0.4000", "0.2500", "0.1250"],
+    ]
+    assert found.table("Test rows under each augmentation")[2] == [
+        "tfidf substitute",
+        "0.7000",
+        "-0.0500",
+        "-0.1000 to 0.0000",
+        "12.5 %",
+    ]
+    assert found.table("Row 1, label ham: logits")[1:] == [["buy", "+1.000"], ["now", "-0.500"]]
+    marks = [attrs for tag, attrs in found.tags if tag == "mark"]
+    assert [(one["class"], one.get("title")) for one in marks[2:]] == [
+        ("for", "+1.000"),
+        ("against", "-0.500"),
+    ]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_browser_shows_what_was_looked_at_once_more(run, tmp_path, dark):
+    text = report.write(looked_at(run)).read_text(encoding="utf-8")
+    found = in_chromium(text, tmp_path, dark=dark)
+    assert found == {"violations": [], "wide": found["wide"], "dark": dark}
+    assert found["wide"] <= 360
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_browser_shows_it_without_an_error(run, tmp_path, dark):
