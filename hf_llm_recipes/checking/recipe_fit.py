@@ -17,6 +17,7 @@ REPEATED = (
         "have an answer that no window holds",
         "cannot be used and are left out",
         "have a question that is cut",
+        "which can never be given",
     ),
     *("training ", "rows of the pool are labeled rows", "are empty", "have fewer than"),
 )

@@ -562,6 +562,7 @@ def _sentences(split: str, found: dict[str, Any]) -> list[str]:
         "rows_bad": "cannot be used and are left out",
         "rows_lost": "have an answer that no window holds"
         + (" and are left out" if split != "test" else ", and cannot be right"),
+        "rows_too_long": "have an answer of more tokens than `max_answer_length`, which can never be given",
         "questions_cut": "have a question that is cut",
     }
     return said + [

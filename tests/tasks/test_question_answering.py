@@ -117,6 +117,13 @@ def test_a_long_question_is_cut_and_counted(tokenizer):
     assert "train: 1 of 1 rows have a question that is cut" in made.notes
 
 
+def test_an_answer_that_is_too_long_to_be_given_is_told(tokenizer):
+    made = prepared(tokenizer, max_answer_length=1)  # "good coach"
+    assert made.findings["train"]["rows_too_long"] == 1
+    assert any("train: 1 of 2 rows have an answer of more tokens than" in note for note in made.notes)
+    assert prepared(tokenizer, max_answer_length=2).findings["train"]["rows_too_long"] == 0
+
+
 def test_rows_without_an_answer(tokenizer):
     silent = {"question": "a ball", "context": "the new team", "answers": {"text": [], "answer_start": []}}
     made = prepared(tokenizer, [silent, ROWS[1]], unanswerable=True)
