@@ -60,6 +60,11 @@ def on_files(files, config):
     return files
 
 
+def on_post_page(output, **_):
+    """Names the theme's search dialog for screen readers."""
+    return output.replace('role="dialog"', 'role="dialog" aria-label="Search"')
+
+
 def registries() -> dict[str, Registry]:
     """``{"tasks": …}``: every registry of the package."""
     return {name.lower(): one for name, one in vars(registry).items() if isinstance(one, Registry)}
@@ -185,9 +190,7 @@ The arguments of `{_path(BitsAndBytesConfig)}`; one of `load_in_4bit: true` and 
 
 
 def _recipes_page() -> str:
-    parts = [
-        "# Shipped recipes\n\nAs `hf-llm-recipes run NAME` and `hf-llm-recipes copy NAME mine.yaml` take them."
-    ]
+    parts = ["# Shipped recipes\n\nAs `hf-llm-recipes run NAME` and `hf-llm-recipes copy NAME` take them."]
     for one in shipped.all_recipes():
         header = "\n".join(f"| {key} | {_cell(value)} |" for key, value in one.header.items())
         text = "\n".join(f"    {line}" for line in one.path.read_text(encoding="utf-8").splitlines())
