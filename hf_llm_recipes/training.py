@@ -30,7 +30,8 @@ def trainer_of(
 
     plan, prepared = runner.plan, runner.prepared
     method = method or plan.method
-    given = {**device_defaults(), **kernel_defaults(plan), "bf16": False, **runner.precision.trainer}
+    named = {"run_name": folder.resolve().parent.name}  # for trackers: the run's directory
+    given = {**named, **device_defaults(), **kernel_defaults(plan), "bf16": False, **runner.precision.trainer}
     arguments = method.arguments_class()(
         **{**given, **plan.trainer, **changes},
         output_dir=str(folder),

@@ -58,17 +58,18 @@ def test_trackio_has_our_figures(watched, tmp_path, monkeypatch):
     pytest.importorskip("trackio")
     for module in ("trackio.utils", "trackio.sqlite_storage"):  # read from TRACKIO_DIR when first imported
         monkeypatch.setattr(f"{module}.TRACKIO_DIR", tmp_path / "trackio")
-    watched["trainer"] |= {"report_to": "trackio", "project": "ours", "run_name": "first"}
+    watched["trainer"] |= {"report_to": "trackio", "project": "ours"}
     done = run(Recipe.from_dict(watched))
     with closing(sqlite3.connect(tmp_path / "trackio" / "ours.db")) as database:
         rows = database.execute("SELECT run_name, metrics FROM metrics ORDER BY step").fetchall()
-    assert {name for name, _ in rows} == {"first"}
+    assert {name for name, _ in rows} == {"out"}  # the directory's name, for the test split's scores too
     found = [json.loads(metrics) for _, metrics in rows]
     lines = logged(done)
     for name in (*OURS, "loss"):
         theirs = [(one["train/global_step"], one[f"train/{name}"]) for one in found if f"train/{name}" in one]
         assert theirs == [(line["step"], pytest.approx(line[name])) for line in lines if name in line]
         assert [step for step, _ in theirs] == [2, 4]
+    assert any("test/loss" in one for one in found)
     (judged,) = [one["eval/loss"] for one in found if "eval/loss" in one]
     assert judged == pytest.approx(next(line[EVALUATED] for line in lines if EVALUATED in line))
 
