@@ -20,6 +20,7 @@ from hf_llm_recipes.errors import DataError, RunError
 from hf_llm_recipes.judging import evaluate_run, predict_file
 from hf_llm_recipes.predictor import Predictor
 from hf_llm_recipes.recipe import Recipe
+from hf_llm_recipes.reporting.rows import rankings
 from hf_llm_recipes.run import estimate, plan, run
 from hf_llm_recipes.tasks.question_answering import QuestionAnswering, span_loss
 from hf_llm_recipes.tasks.text_classification import TextClassification
@@ -300,6 +301,15 @@ def test_an_answer_has_no_more_tokens_than_allowed(tokenizer):
     assert judged(tokenizer, model).columns["answer"][0] == "old ball was in the new team"
     shorter = judged(tokenizer, model, max_answer_length=3).columns["answer"][0]
     assert len(shorter.split()) <= 3
+
+
+def test_the_report_ranks_answers_that_are_wrong(tokenizer):
+    found = judged(tokenizer, Rigged({14: 5.0, 12: 3.0}, {18: 5.0, 16: 2.0}))
+    (ranking,) = rankings(found.columns)
+    assert ranking.rows == [1]  # "new team" for "new"
+    assert ranking.said.startswith("1 of 2 answers are not exactly right")
+    right, answer, *_ = ranking.figures(1)
+    assert (right, "new team" in str(answer)) == ("new", True)
 
 
 def test_silence_must_win_in_every_window(tokenizer):
