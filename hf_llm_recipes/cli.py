@@ -678,10 +678,12 @@ def _show_result(done, recipe) -> None:
     from rich.console import Console
 
     from hf_llm_recipes import evaluation, rundir
+    from hf_llm_recipes.assessing.tables import tables
     from hf_llm_recipes.report import REPORT
 
     console = Console()
     console.print(evaluation.format_table(done.metrics["test"]))
+    console.print(tables(done.metrics))
     _show_beside(console, done.metrics)
     training = done.metrics["training"]
     peak = ", ".join(f"{v:.2f} GiB {k}" for k, v in training["peak_memory_gib"].items())

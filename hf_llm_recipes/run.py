@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_llm_recipes import checkpoints, evaluation, pushing, report, rundir, secrets_scan, trust
+from hf_llm_recipes import checkpoints, evaluation, processes, pushing, report, rundir, secrets_scan, trust
 from hf_llm_recipes.errors import InterruptedRunError, RecipeError, RunError
 from hf_llm_recipes.estimate import predicted
 from hf_llm_recipes.planning import Plan, plan, recipe_text
@@ -204,12 +204,15 @@ class _Runner:
 
     def _run_to_its_last_step(self) -> None:
         output, resume = self.plan.recipe.get("output"), self.plan.recipe.get("resume", False)
-        self.directory = _resumable(self.plan, output, self.held) if resume else None
-        if output is not None and not resume:
+        processes.begin(self.plan)
+        main, self.resumed = processes.is_main(), False
+        self.directory = _resumable(self.plan, output, self.held) if resume and main else None
+        if output is not None and not resume and main:
             rundir.check_new(output)
         self._prepare()
-        checkpoint = self._open(output)
-        self.predicted = None if checkpoint else predicted(self)
+        opened = (self._open(output), self.directory, self.resumed, self.plan.trainer) if main else None
+        checkpoint, self.directory, self.resumed, self.plan.trainer = processes.shared(opened)
+        self.predicted = None if checkpoint or processes.count() > 1 else predicted(self)
         self._train(checkpoint)
 
     def _prepare(self) -> None:
@@ -220,7 +223,8 @@ class _Runner:
 
         plan = self.plan
         set_seed(plan.seed)
-        self.prepare_data()
+        with processes.main_first():
+            self.prepare_data()
         self.precision = _model.choose_precision(plan.model.dtype, frozen_base=plan.tuning.uses_adapter)
         self._say([self.precision.reason])
         set_seed(plan.seed)  # the head's initial weights do not depend on how the data was read
@@ -316,7 +320,7 @@ class _Runner:
         return found.path
 
     def _bytes_on_disk(self) -> int:
-        """A generous bound: each checkpoint has trained weights, two moments, an average; plus the model."""
+        """A generous bound: each checkpoint holds trained weights, two moments and an average, plus the model."""
         limit = self.plan.trainer.get("save_total_limit") or 2
         whole = 0 if self.plan.tuning.uses_adapter else self.parameters["total"]
         trained = self.parameters["trainable"]
@@ -451,12 +455,16 @@ class _Runner:
     def _leave_nothing_empty(self) -> None:
         """Takes the directory away again where a new run failed before its first checkpoint."""
         kept = checkpoints.any_checkpoint(self.directory / rundir.CHECKPOINTS)
-        if not self.resumed and not kept:
+        if not self.resumed and not kept and processes.is_main():
             shutil.rmtree(self.directory.path, ignore_errors=True)
 
     def _finish(self) -> Run:
         """Saves the model, judges it on the test split, writes everything else."""
         directory, plan = self.directory, self.plan
+        if not processes.is_main():
+            if not plan.task.judges_model:
+                self._method_figures(self._predict_test()[1])
+            return Run(directory.path, processes.shared(None))
         advice = "free some space; then " + directory.resume_command()
         with rundir.full_disk_told(directory.path, advice):
             with directory.replacing(rundir.MODEL) as folder:
@@ -468,7 +476,7 @@ class _Runner:
         self._write_report()
         secrets_scan.warn(directory.path)
         _check_reload(metrics["reload"], directory)
-        return Run(directory.path, metrics)
+        return Run(directory.path, processes.shared(metrics))
 
     def _assessed(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """The metrics, with what `evaluate:` asks for beyond them."""

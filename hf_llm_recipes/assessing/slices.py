@@ -152,9 +152,7 @@ def sliced(groups: Groups, judge: Judge) -> dict[str, Any]:
         made.append({"name": name, "rows": len(rows), "few": len(rows) < FEW_ROWS, **scores})
     if not made:
         raise DataError("no group can be judged", where=groups.by, hint="; ".join(notes))
-    score = next((key for one in judged for key in one["intervals_95"]), None)
-    if score is None:
-        score = next(key for key in judged[0] if key != "intervals_95")
+    score = _main_score(judged)
     if score in SHARES:
         for one in made:
             one["intervals_95"] = {**one["intervals_95"], score: wilson(one[score], one["rows"])}
@@ -171,6 +169,13 @@ def sliced(groups: Groups, judge: Judge) -> dict[str, Any]:
         **alike,
         "notes": notes,
     }
+
+
+def _main_score(judged: Sequence[dict[str, Any]]) -> str:
+    """F1 where a task has precision before it, else the first score that has an interval, else the first."""
+    with_interval = list(dict.fromkeys(key for one in judged for key in one["intervals_95"]))
+    names = with_interval or [key for key in judged[0] if key != "intervals_95"]
+    return "f1" if "f1" in names else names[0]
 
 
 def wilson(share: float, rows: int) -> list[float]:

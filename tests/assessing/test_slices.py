@@ -178,3 +178,10 @@ def test_a_group_that_cannot_be_judged_is_told():
 
     with pytest.raises(DataError, match="who: no group can be judged"):
         slices.sliced(groups, never)
+
+
+def test_f1_comes_before_precision():
+    judged = {"intervals_95": {"precision": [0.0, 1.0], "recall": [0.0, 1.0], "f1": [0.0, 1.0]}}
+    assert slices._main_score([judged]) == "f1"
+    assert slices._main_score([{"loss": 1.0, "intervals_95": {}}]) == "loss"
+    assert slices._main_score([{"intervals_95": {}}, {"intervals_95": {"rmse": [0, 1]}}]) == "rmse"
