@@ -21,6 +21,6 @@ class OnnxInt8(Onnx):
     def _quantizer(self) -> Any:
         from transformers.exporters import OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
 
-        # 7 bits: with 8, processors without VNNI (AVX2) may overflow in their 16-bit sums and answer otherwise.
+        # 7 bits: with 8, processors without VNNI (AVX2) may overflow 16-bit sums and answer otherwise.
         # One scale a channel: with one a tensor the errors of `classify/lora` are four times as large.
         return OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True, reduce_range=True))
