@@ -245,56 +245,46 @@ def outside_windows(counts: Mapping[str, Any], where: str, task: Any, *, learnt:
         task: Of the recipe.
         learnt: Whether the split's rows are learnt from or chosen by, and left out where they are lost.
     """
-    rows, found = counts["rows"], []
-    answered = max(rows - counts["rows_without_answer"] - counts["rows_bad"], 1)
-    lost, long = counts["rows_lost"], counts["rows_too_long"]
-    if lost:
-        fate = "and are left out" if learnt else "and cannot be answered rightly"
-        found.append(
-            Finding(
-                "error" if lost == answered else "warning" if lost / answered >= LOST_MUCH else "info",
-                PART,
-                f"in {lost:,} of {answered:,} rows ({share(lost, answered)}) the answer lies in no window of "
-                f"{counts['max_length']} tokens, {fate}",
-                where,
-                "neighbouring windows must share as many tokens as an answer has: raise `task.doc_stride` or "
-                "`task.max_length`",
-            )
-        )
+    answered = max(counts["rows"] - counts["rows_without_answer"] - counts["rows_bad"], 1)
+    found = _lost(counts, answered, where, learnt=learnt)
     if counts["windows_cut"] and where.startswith("train"):
-        found.append(
-            Finding(
-                "info",
-                PART,
-                f"{counts['windows_cut']:,} of {counts['windows']:,} windows hold a part of the answer and "
-                "are taught that it is not there",
-                where,
-                "nothing, where another window holds it whole; a larger `task.max_length` makes fewer",
-            )
+        what = (
+            f"{counts['windows_cut']:,} of {counts['windows']:,} windows hold a part of the answer and are "
         )
+        do = "nothing, where another window holds it whole; a larger `task.max_length` makes fewer"
+        found.append(Finding("info", PART, what + "taught that it is not there", where, do))
+    long, most = counts["rows_too_long"], f"`task.max_answer_length: {task.max_answer_length}`"
     if long:
-        found.append(
-            Finding(
-                "warning" if long / answered >= LOST_MUCH else "info",
-                PART,
-                f"{long:,} of {answered:,} answers ({share(long, answered)}) have more tokens than `task."
-                f"max_answer_length: {task.max_answer_length}`: they are learnt, and can never be given",
-                where,
-                "raise `task.max_answer_length`",
-            )
+        level = "warning" if long / answered >= LOST_MUCH else "info"
+        what = (
+            f"{long:,} of {answered:,} answers ({share(long, answered)}) have more tokens than {most}: they "
         )
-    if counts["questions_cut"]:
-        cut = counts["questions_cut"]
-        found.append(
-            Finding(
-                "warning",
-                PART,
-                f"{cut:,} of {rows:,} questions ({share(cut, rows)}) are cut at their end",
-                where,
-                "raise `task.max_question_length`",
-            )
-        )
+        what += "are learnt, and can never be given"
+        found.append(Finding(level, PART, what, where, "raise `task.max_answer_length`"))
+    cut, rows = counts["questions_cut"], counts["rows"]
+    if cut:
+        what = f"{cut:,} of {rows:,} questions ({share(cut, rows)}) are cut at their end"
+        found.append(Finding("warning", PART, what, where, "raise `task.max_question_length`"))
     return found
+
+
+def _lost(counts: Mapping[str, Any], answered: int, where: str, *, learnt: bool) -> list[Finding]:
+    lost = counts["rows_lost"]
+    if not lost:
+        return []
+    fate = "and are left out" if learnt else "and cannot be answered rightly"
+    much = "warning" if lost / answered >= LOST_MUCH else "info"
+    return [
+        Finding(
+            "error" if lost == answered else much,
+            PART,
+            f"in {lost:,} of {answered:,} rows ({share(lost, answered)}) the answer lies in no window of "
+            f"{counts['max_length']} tokens, {fate}",
+            where,
+            "neighbouring windows must share as many tokens as an answer has: raise `task.doc_stride` or "
+            "`task.max_length`",
+        )
+    ]
 
 
 def _read_back(subject: Subject, split: str) -> list[Finding]:
