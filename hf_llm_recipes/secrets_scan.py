@@ -24,6 +24,8 @@ SECRET_NAME = re.compile(
     re.IGNORECASE,
 )
 HOME, CHECKPOINTS = "the path of your home folder", "checkpoints"
+BINARY = (".onnx", ".data", ".pte", ".gguf")  # programs and weights, as large as a model
+PIECE, OVERLAP = 1 << 26, 1 << 12  # bytes read at once, and how much of them again
 SHORTEST = 8  # characters of a variable's value that is looked for: "true" or "1" is no secret
 # kind, what its bytes hold for certain (so that most files need no pattern), pattern
 PATTERNS = (
@@ -139,7 +141,7 @@ def _matches(
 
 
 def _is_text(file: Path) -> bool:
-    return file.suffix not in (".safetensors", ".parquet", ".bin", ".pt", ".pth", ".npz", ".npy")
+    return file.suffix not in (".safetensors", ".parquet", ".bin", ".pt", ".pth", ".npz", ".npy", *BINARY)
 
 
 def _contents(file: Path) -> Iterator[tuple[int | None, bytes]]:
@@ -150,6 +152,9 @@ def _contents(file: Path) -> Iterator[tuple[int | None, bytes]]:
         with file.open("rb") as opened:
             size = int.from_bytes(opened.read(8), "little")
             yield None, opened.read(min(size, 100_000_000))
+    elif file.suffix in BINARY:
+        for piece in _pieces(file):
+            yield None, piece
     elif zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as packed:
             for member in packed.namelist():
@@ -157,6 +162,15 @@ def _contents(file: Path) -> Iterator[tuple[int | None, bytes]]:
                     yield None, packed.read(member)
     elif file.suffix not in (".npz", ".npy"):
         yield None, file.read_bytes()
+
+
+def _pieces(file: Path) -> Iterator[bytes]:
+    """A large file bit by bit; what lies across two pieces is whole in the second."""
+    last = b""
+    with file.open("rb") as opened:
+        while block := opened.read(PIECE):
+            yield last + block
+            last = (last + block)[-OVERLAP:]
 
 
 def _rows(file: Path) -> Iterator[tuple[int, bytes]]:

@@ -19,8 +19,9 @@ from huggingface_hub import ModelCard, constants
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors.torch import save_file
 
-from hf_llm_recipes import hub, pushing
+from hf_llm_recipes import hub, pushing, secrets_scan
 from hf_llm_recipes.cli import app, main
+from hf_llm_recipes.comparison import baseline_recipe
 from hf_llm_recipes.errors import RecipeError, RunError
 from hf_llm_recipes.hub import NoNetworkError, PushToHub
 from hf_llm_recipes.predictor import Predictor
@@ -171,6 +172,15 @@ def test_what_merge_made_goes_with_its_own_card(runs, server, tmp_path):
     assert "adapter_config.json" not in sent
     assert b"## Parity" in sent["README.md"]
     assert "lies in no run: it goes without recipe" in done.notes[0]
+
+
+def test_an_exported_program_counts_as_weights(copied, server, tmp_path):
+    folder = copied() / "model"
+    (folder / "model.safetensors").rename(folder / "model.onnx")
+    shutil.move(folder, tmp_path / "exported")
+    push(tmp_path / "exported", PushToHub(name="tester/onnx"))
+    assert "model.onnx" in server.files("tester/onnx")
+    assert json.loads(server.files("tester/onnx")["task.json"])["model"]["name"] == "tester/onnx"
 
 
 def test_a_dry_run_asks_nothing_and_needs_no_token(copied, server, monkeypatch, capsys):
@@ -422,6 +432,16 @@ def test_a_secret_in_any_file_stops_everything(copied, server, monkeypatch):
     assert server.asked == []
 
 
+def test_weights_of_any_size_are_read_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(secrets_scan, "PIECE", 100)
+    monkeypatch.setattr(secrets_scan, "OVERLAP", 50)
+    token = b"hf_" + b"a1" * 17  # 37 bytes
+    for begin in range(0, 230, 7):  # within a piece, across two, at the end
+        (tmp_path / "model.gguf").write_bytes(b"\0" * begin + token + b"\0" * (230 - begin))
+        found = secrets_scan.scan(tmp_path, environment={}, home="/home/somebody")
+        assert [str(one) for one in found] == ["model.gguf holds a Hugging Face token"], begin
+
+
 def test_runs_that_cannot_go(copied, server, tmp_path):
     to, path = PushToHub(name="tester/full"), copied()
 
@@ -479,6 +499,12 @@ def test_push_to_hub_in_a_recipe():
         RecipeError, match="hub_model_id cannot be set here\n  do: write `push_to_hub: user/name`"
     ):
         Recipe.from_dict({"hub_model_id": "me/mine"})
+
+
+def test_the_place_is_no_part_of_what_was_trained(recipe, tmp_path):
+    here, there = (Recipe.from_dict({**recipe, "push_to_hub": name}) for name in ("me/a", "me/b"))
+    assert here.differences(there) == []  # a run may be taken up for another place
+    assert baseline_recipe(here, tmp_path, 4).get("push_to_hub") is None
 
 
 def test_a_push_that_cannot_work_is_told_before_the_training(
