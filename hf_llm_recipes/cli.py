@@ -44,9 +44,12 @@ def run(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     loaded = Recipe.load(find_recipe(recipe), overrides or [])  # a mistake here costs no import
     _log_to_terminal()
     import hf_llm_recipes.run as engine
+    from hf_llm_recipes import processes
 
     done = engine.run(loaded)
-    _show_result(done, loaded)
+    if processes.is_main():
+        _show_result(done, loaded)
+    processes.end()
     if done.pushed is not None and "error" in done.pushed:
         _exit(f"not pushed: {done.pushed['error']}\nto push it later: {done.pushed['command']}", 1)
     if done.pushed is not None:

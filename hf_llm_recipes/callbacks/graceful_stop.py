@@ -6,6 +6,7 @@ import signal
 import threading
 from types import FrameType
 
+import torch
 from transformers import TrainerCallback
 
 from hf_llm_recipes.registry import CALLBACKS
@@ -34,7 +35,11 @@ class GracefulStop(TrainerCallback):
             self._before = {number: signal.signal(number, self._take) for number in SIGNALS}
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Asks for a checkpoint and the end of training once a signal came."""
+        """Asks for a checkpoint and the end of training once a signal came, to any of several processes."""
+        if args.world_size > 1:  # all must stop behind the same step
+            number = torch.tensor(self.received or 0, device=args.device)
+            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+            self.received = int(number) or None
         if self.received is not None:
             control.should_save = True
             control.should_training_stop = True
