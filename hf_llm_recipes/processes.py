@@ -25,7 +25,8 @@ METHODS = ("supervised", "semi_supervised")
 
 def count() -> int:
     """Returns how many processes run together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    started = "LOCAL_RANK" in os.environ  # some machines set WORLD_SIZE for everybody
+    return int(os.environ.get("WORLD_SIZE", "1")) if started else 1
 
 
 def is_main() -> bool:

@@ -163,6 +163,8 @@ def test_what_runs_in_one_process_is_refused(recipe, monkeypatch, more, said):
     bound = plan(Recipe.from_dict(values))
     processes.begin(bound)  # here is one
     monkeypatch.setenv("WORLD_SIZE", "2")
+    assert processes.count() == 1  # not started by torchrun
+    monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(RecipeError, match=said):
         processes.begin(bound)
 
@@ -171,5 +173,6 @@ def test_one_process_is_the_main_one(monkeypatch):
     assert (processes.count(), processes.is_main()) == (1, True)
     assert processes.shared("x") == "x"
     monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("RANK", "2")
     assert (processes.count(), processes.is_main()) == (3, False)
