@@ -113,12 +113,21 @@ def before_training(recipe: Recipe) -> PushToHub | None:
         raise RecipeError("base has an effect only with an adapter", where=recipe.where(hub.KEY))
     if not _is_first():
         return asked
+    try:
+        return _promised(asked, recipe.get("output"))
+    except hub.NoNetworkError as error:
+        later = "check the network, or take `push_to_hub` out and push the finished run later"
+        raise RunError(error.what, where=error.where, hint=later) from error
+
+
+def _promised(asked: PushToHub, output: str | None) -> PushToHub:
+    """Where a run will go, once the Hub has said that it can."""
     api = hub.connect()
     to = replace(asked, name=hub.own_name(api, asked.name))
     hub.make(api, to.name, private=to.private)
     remote = hub.look(api, to.name, to.revision)
     _check_readers(to, remote)
-    here = hub.read_record(Path(recipe.get("output"))) if recipe.get("output") else {}
+    here = hub.read_record(Path(output)) if output else {}
     others = [name for name in remote.files if name != ".gitattributes"]
     if others and not to.existing and not _ours(here, to, remote):
         raise _of_something_else(to, others)

@@ -524,6 +524,10 @@ def test_a_push_that_cannot_work_is_told_before_the_training(
     refused("tester/bert: is public", push_to_hub={"name": "tester/bert", "existing": True})
     monkeypatch.setenv("HF_TOKEN", OTHER)
     refused("this token may not write there", push_to_hub="tester/mine")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    refused(
+        r"cannot be reached(.*\n)*.*take `push_to_hub` out and push the finished run later", push_to_hub=True
+    )
     monkeypatch.delenv("HF_TOKEN")
     refused("there is no token for the Hub", push_to_hub=True)
 
