@@ -39,14 +39,14 @@ STYLE = """
 .hlr .scroll { overflow-x: auto; }
 .hlr table { border-collapse: collapse; font-size: .95rem; }
 .hlr caption { text-align: left; }
-.gradio-container .hlr tr { border: 0; }
+.gradio-container .hlr :is(table, tr) { border: 0 !important; }
 .gradio-container .hlr :is(th, td) { text-align: left; padding: .25rem 1rem .25rem 0; font-weight: 400;
   border: 0; border-bottom: 1px solid var(--border-color-primary); }
 .hlr thead th { color: var(--body-text-color-subdued); }
 .hlr .number { font-variant-numeric: tabular-nums; }
 .hlr .bar { display: inline-block; width: calc(var(--share) * 10rem); height: .7rem; border-radius: 2px;
   background: var(--color-accent); }
-.hlr .warning { border-left: 4px solid; padding-left: .7rem; font-weight: 600; }
+.hlr .warning { white-space: pre-line; border-left: 4px solid; padding-left: .7rem; font-weight: 600; }
 .hlr .talk > div { padding: .5rem .8rem; border-radius: 8px; margin: .4rem 0;
   border: 1px solid var(--border-color-primary); }
 .hlr .talk .assistant { background: var(--background-fill-secondary); }
