@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 from hf_llm_recipes import cli, report
 from hf_llm_recipes.assessing import engine, robustness
-from hf_llm_recipes.assessing.section import Assessment
+from hf_llm_recipes.assessing.section import Assessment, check
 from hf_llm_recipes.errors import DataError, RecipeError, RunError
 from hf_llm_recipes.judging import assess_run, compare_runs, predict_file
 from hf_llm_recipes.predictor import Predictor
@@ -175,12 +176,49 @@ def test_a_file_is_looked_at_and_nothing_is_kept(finished, tmp_path):
         (["--by", "who", "--against", "other"], "--against and --lm-eval go alone"),
         (["--test", "mcnemar"], "--test has an effect only with --against"),
         (["--lm-eval", "x", "--data", "y.csv"], "--data has no effect on --lm-eval"),
+        (["--lm-eval", "x"], "lm-eval judges causal language models, and this run has none"),
     ],
 )
 def test_what_cannot_be_looked_at(finished, words, message):
     code, said = command("evaluate", finished, *words)
     assert code != 0
     assert message in " ".join(said.replace("│", " ").split())
+
+
+def test_options_without_an_effect(finished):
+    for words, message in (
+        (["predict", finished, "--calibrated"], "--calibrated has an effect only with texts or --file"),
+        (
+            ["report", finished, "other", "--attributions", "--output", "x"],
+            "--attributions goes with one run",
+        ),
+    ):
+        code, said = command(*words)
+        assert code != 0
+        assert message in " ".join(said.replace("│", " ").split())
+
+
+def test_an_answer_is_explained_on_the_command_line(finished):
+    pytest.importorskip("captum", reason="the extra attributions is not installed")
+    code, said = command("explain", finished, "the ball, a goal")
+    assert code == 0, said
+    assert "with every word masked" in said
+    code, said = command("explain", finished, "the ball", "--target", "spotr")
+    assert "there is no class `spotr` (did you mean `sport`?)" in said
+
+
+def test_language_is_grouped_by_characters():
+    rows = Dataset.from_dict(
+        {"text": ["ab", "abcd"] * 3, "messages": [[{"role": "user", "content": "abc"}]] * 6}
+    )
+    task = SimpleNamespace(judges_model=True, input_columns=["text"])
+    found = engine.Subject(SimpleNamespace(task=task), rows).groups("length")
+    assert (found.names, found.number_N.tolist()) == (["2 characters", "4 characters"], [0, 1] * 3)
+    assert engine._characters(rows[0]["messages"]) == 3
+    stream = rows.to_iterable_dataset()
+    with pytest.raises(DataError, match="a stream of test rows is read once only"):
+        check(Assessment(slices=["length"]), task, stream, None)
+    check(Assessment(), task, stream, None)
 
 
 def test_a_recipe_is_refused_before_it_trains(tiny_bert, tmp_path):
