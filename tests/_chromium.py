@@ -11,7 +11,7 @@ from pathlib import Path
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe"]
-PATIENCE = 30  # seconds until something that does not come is an error
+PATIENCE = 60  # seconds until something that does not come is an error
 
 # the middle of an element that can be clicked and that has not moved for a moment, else null
 WHERE = """(async () => { const e = document.querySelector(%s); if (!e || e.disabled) return null;
