@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hf_llm_recipes.errors import DataError, MissingExtraError, RunError
+from hf_llm_recipes.errors import DataError, MissingExtraError
 
 try:
     import fastapi
