@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: quickstart test check docs notebooks recipes bench clean
+.PHONY: quickstart test check docs notebooks gallery recipes bench clean
 
 # Overrides go straight on the command line: make quickstart trainer.max_steps=20
 OVERRIDES := $(filter-out PYTHON=% VENV=% NAMES=%,$(MAKEOVERRIDES))
@@ -38,6 +38,10 @@ docs: $(READY)
 # Runs the notebooks and keeps what they print and draw for the site.
 notebooks: $(READY)
 	$(BIN)/python docs/hooks/notebooks.py $(NAMES)
+
+# A few short runs whose reports lie in docs/gallery/.
+gallery: $(READY)
+	$(BIN)/python docs/hooks/gallery.py
 
 bench: $(READY)
 	$(BIN)/python benchmarks/tuning.py

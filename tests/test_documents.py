@@ -29,6 +29,8 @@ OURS = "hf-llm-recipes"
 TAKES_RECIPE = ("run", "check", "estimate", "show")
 SMALL = ["trainer.max_steps=2", "trainer.warmup_steps=1", "trainer.use_cpu=true", "trainer.logging_steps=1"]
 ROWS = {  # of corpora: enough for every recipe that a page runs
+    # something is learnt there: what looks at probabilities refuses answers that are a guess
+    "reviews.csv": ["trainer.max_steps=30", "trainer.learning_rate=1e-2", "trainer.warmup_steps=3"],
     "local/python-docstrings": ["data.train=train[:64]", "data.eval=validation[:16]", "data.test=test[:16]"],
     "local/python-names": ["data.train=train[:16]", "data.test=test[:16]"],
     "local/python-source": ["data.train=train[:12]", "data.eval=validation[:2]", "data.test=test[:2]"],
@@ -67,7 +69,8 @@ def tiny_models(tmp_path_factory):
     words.model_max_length = 64
     words.save_pretrained(encoder)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
-    config = BertConfig(vocab_size=len(words), num_hidden_layers=6, max_position_embeddings=64, **sizes)
+    wide = {"max_position_embeddings": 64, "initializer_range": 0.2}
+    config = BertConfig(vocab_size=len(words), num_hidden_layers=6, **wide, **sizes)
     BertModel(config).save_pretrained(encoder)
     talk = tiny_tokenizer()
     talk.model_max_length = 512
@@ -94,7 +97,7 @@ def reader(tmp_path, tiny_models, monkeypatch):
 
 def write_data(folder):
     """Files of the forms that pages describe, of generated words."""
-    rows = sentences(120)
+    rows = [{**row, "text": row["text"] + " the old" * (i % 4)} for i, row in enumerate(sentences(120))]
     write_csv(folder / "reviews.csv", rows)
     write_csv(folder / "new.csv", sentences(12, seed=9))
     write_csv(folder / "raw.csv", [{"text": row["text"]} for row in sentences(60, seed=1)])
@@ -253,6 +256,13 @@ def other_program(words):
         setup.read(ROOT / "setup.cfg")
         for extra in re.findall(r"\[([\w,]+)\]", " ".join(words)):
             assert set(extra.split(",")) <= set(setup["options.extras_require"]), extra
+    elif words[0] == "hf":
+        from huggingface_hub.cli.hf import app
+
+        command = app
+        for word in words[1:]:
+            command = command.get_command(None, word)
+            assert command is not None, words
     elif words[0] in ("python", "bash"):
         text = (ROOT / words[1]).read_text(encoding="utf-8")
         assert all(word.split("=")[0] in text for word in words if word.startswith("--")), words
