@@ -46,13 +46,12 @@ gallery: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/tuning.py
 
-$(READY): constraints.txt requirements-demo.txt setup.cfg pyproject.toml
+$(READY): constraints.txt setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("constraints.txt needs Python 3.11 or later, $(PYTHON) is " \
 		+ sys.version.split()[0] + "\n  do: make PYTHON=python3.12 …" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-demo.txt
 	touch $@
 
 clean:

@@ -320,7 +320,7 @@ class _Runner:
         return found.path
 
     def _bytes_on_disk(self) -> int:
-        """A generous bound: each checkpoint holds trained weights, two moments and an average, plus the model."""
+        """A generous bound: each checkpoint has trained weights, two moments, an average; plus the model."""
         limit = self.plan.trainer.get("save_total_limit") or 2
         whole = 0 if self.plan.tuning.uses_adapter else self.parameters["total"]
         trained = self.parameters["trainable"]

@@ -89,13 +89,15 @@ def verify(path: str | Path, steps: int = STEPS) -> Verdict:
 def _again(recipe: Recipe, folder: Path, steps: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The lines of a second try and what its environment says of the data."""
     import hf_llm_recipes.run as engine
+    from hf_llm_recipes.callbacks.push import Push
 
     recipe = copy.deepcopy(recipe)
     for key in ("compare", "resume"):
         recipe.values.pop(key, None)
     recipe.values["output"] = str(folder)
     plan = engine.plan(recipe)
-    plan.callbacks.append(_stop_after(steps))
+    silent = [callback for callback in plan.callbacks if not isinstance(callback, Push)]
+    plan.callbacks = [*silent, _stop_after(steps)]
     runner = engine._Runner(plan)
     runner.train_only()
     made = json.loads((folder / rundir.ENVIRONMENT).read_text(encoding="utf-8"))
