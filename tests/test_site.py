@@ -75,6 +75,22 @@ def test_nothing_is_loaded_from_elsewhere(site):
     assert found > 100
 
 
+def test_the_gallery_shows_digits_and_nothing_of_a_machine(site):
+    pages = sorted((ROOT / "docs" / "gallery").glob("*.html"))
+    assert [page.stem for page in pages] == ["all-labels", "comparison", "few-labels", "stopped"]
+    index = (site / "gallery.html").read_text(encoding="utf-8")
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert f'href="gallery/{page.name}"' in index
+        assert (site / "gallery" / page.name).read_text(encoding="utf-8") == text
+        assert "local/digits" in text or page.stem == "comparison"
+        assert not re.search(r"local/python|/tmp/|/root/|/home/|/work/", text)
+        assert not [one for one in map("".join, LOADED.findall(text)) if not one.startswith("data:")]
+    assert "This run has not finished" in (ROOT / "docs" / "gallery" / "stopped.html").read_text(
+        encoding="utf-8"
+    )
+
+
 def test_every_registered_block_has_its_fields_types_and_defaults(pages):
     registries = {name.lower(): r for name, r in vars(registry).items() if isinstance(r, registry.Registry)}
     assert len(registries) >= 8
