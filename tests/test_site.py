@@ -170,6 +170,7 @@ def test_formulas_become_mathml_and_code_is_left_alone():
     text += "[![Open In Colab](https://a/b.svg)](https://c)"
     shown = made.on_page_markdown(text, page)
     assert shown.count("<math ") == 2
+    assert shown.startswith("a <span><math ")  # `<math` that begins a line would end the paragraph
     assert "<msup>" in shown
     assert "<mfrac>" in shown
     assert "and 5 $ or `$y$`" in shown

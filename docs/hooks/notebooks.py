@@ -127,7 +127,8 @@ def _formulas(text: str) -> str:
 
 def _mathml(latex: str, display: str) -> str:
     found = convert(" ".join(latex.split()), display=display)
-    return f"\n{found}\n" if display == "block" else found
+    # `<math` at the beginning of a line would end the paragraph
+    return f"\n{found}\n" if display == "block" else f"<span>{found}</span>"
 
 
 def _title(path: Path) -> str:
