@@ -178,7 +178,8 @@ def test_what_is_lost_of_all():
         ["windows_cut", "rows_too_long", "questions_cut", "rows_without_answer", "rows_bad"], 0
     )
     counts |= {"rows": 3, "rows_lost": 3, "max_length": 14, "windows": 9}
-    (finding,) = answers.outside_windows(counts, "test split", SimpleNamespace(max_answer_length=30), learnt=False)
+    task = SimpleNamespace(max_answer_length=30)
+    (finding,) = answers.outside_windows(counts, "test split", task, learnt=False)
     assert finding.level == "error"
     assert "in 3 of 3 rows (100.0 %)" in finding.what
     assert "cannot be answered rightly" in finding.what
