@@ -86,7 +86,7 @@ class SemiSupervised(Method):
 
     takes_unlabeled: ClassVar[bool] = True
     refused_callbacks: ClassVar[dict[str, str]] = {
-        "ema": "ema has no place here: the method keeps its own average (method.teacher, method.export)"
+        "ema": "ema has no place here: it keeps an average of its own (method.teacher, method.export)"
     }
     takes_algorithm: ClassVar[bool] = True
 
