@@ -5,19 +5,21 @@ Notable:
   (``data.name: flagged.jsonl``, ``data.train: train+flagged.jsonl``).
 - Rows without a right answer go to a file of their own (``flagged-unlabeled.jsonl``), for
   ``data.unlabeled``: a labeled file may hold labeled rows only.
-- A row is in a file whole or not at all.
+- A row is in a file whole or not at all; pages that share a file wait for each other
+  (``.NAME.lock`` beside it).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from errno import EISDIR, ENOSPC
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from hf_llm_recipes.errors import DataError, RunError
 from hf_llm_recipes.rundir import ENVIRONMENT, RECIPE, RunDirectory, writing
@@ -78,7 +80,6 @@ class Flagged:
         self.labeled = path
         self.unlabeled = path.with_name(f"{path.stem}-unlabeled{SUFFIX}")
         self.columns = columns
-        self._lock = threading.Lock()
         for file in (self.labeled, self.unlabeled):
             _check_writable(file)
 
@@ -96,7 +97,7 @@ class Flagged:
         path = self.labeled if labeled else self.unlabeled
         row = self.columns.row(values)
         line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
-        with self._lock, writing(path, ADVICE):
+        with writing(path, ADVICE), FileLock(path.with_name(f".{path.name}.lock")):
             _check_columns(path, row)
             _append(path, line)
         return path
