@@ -213,7 +213,12 @@ def test_texts_are_gone_on_with_each_by_itself(clm, folder):
 def test_a_terminal_has_a_prompt_and_ctrl_c_does_not_end_it(chat):
     ours, theirs = pty.openpty()
     talk = subprocess.Popen(
-        [*COMMAND, "predict", chat], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+        [*COMMAND, "predict", chat],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored below a `&` of a shell
     )
     os.close(theirs)
     shown = ""
