@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shlex
 import tempfile
@@ -22,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hf_llm_recipes import card, hub, rundir, secrets_scan, trust
+from hf_llm_recipes import card, hub, processes, rundir, secrets_scan, trust
 from hf_llm_recipes.errors import RecipeError, RunError, UserError
 from hf_llm_recipes.hub import PushToHub
 from hf_llm_recipes.recipe import Recipe
@@ -111,7 +110,7 @@ def before_training(recipe: Recipe) -> PushToHub | None:
         recipe.located(lambda: _reachable_base(bound.model.name, asked.base), "model")
     elif asked.base:
         raise RecipeError("base has an effect only with an adapter", where=recipe.where(hub.KEY))
-    if not _is_first():
+    if not processes.is_main():
         return asked
     try:
         return _promised(asked, recipe.get("output"))
@@ -142,18 +141,13 @@ def after_run(directory: Path, to: PushToHub | None) -> dict[str, Any] | None:
         ``url`` and ``commit``, or ``error`` and ``command``; None where nothing was asked for, and in all
         processes but the first.
     """
-    if to is None or not _is_first():
+    if to is None or not processes.is_main():
         return None
     try:
         done = push(directory, to)
     except UserError as error:
         return {"error": str(error), "command": command(directory, to)}
     return {"url": done.sent.url, "commit": done.sent.commit}
-
-
-def _is_first() -> bool:
-    """Whether this is the process that pushes, of those that torchrun has started."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def command(directory: Path, to: PushToHub) -> str:

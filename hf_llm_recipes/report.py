@@ -15,10 +15,10 @@ from typing import Any
 
 from hf_llm_recipes import __version__, rundir
 from hf_llm_recipes.errors import RunError, UserError
+from hf_llm_recipes.markup import Html, bullets, element, note, number
 from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.reporting import charts, comparing, further, result, surroundings, training
 from hf_llm_recipes.reporting.facts import Facts, read
-from hf_llm_recipes.reporting.markup import Html, bullets, element, note, number
 from hf_llm_recipes.reporting.page import page
 from hf_llm_recipes.rundir import RunDirectory, path_of, writing
 from hf_llm_recipes.shipped import all_recipes

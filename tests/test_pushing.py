@@ -558,12 +558,12 @@ def test_a_push_that_fails_after_the_training_costs_no_result(recipe, server, mo
 
 
 def test_of_several_processes_one_asks_and_pushes(recipe, runs, server, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(pushing.processes, "is_main", lambda: False)
     to = pushing.before_training(Recipe.from_dict({**recipe, "push_to_hub": "tester/tiny"}))
     assert to == PushToHub(name="tester/tiny")
     assert pushing.after_run(runs("full"), to) is None
     assert server.asked == []
-    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(pushing.processes, "is_main", lambda: True)
     assert pushing.after_run(runs("full"), to)["url"] == f"{server.url}/tester/tiny"
 
 

@@ -18,10 +18,10 @@ import pyarrow.parquet
 import pytest
 import typer.testing
 
-from hf_llm_recipes import cli, evaluation, report
+from hf_llm_recipes import cli, evaluation, markup, report
 from hf_llm_recipes.errors import RunError
 from hf_llm_recipes.recipe import Recipe
-from hf_llm_recipes.reporting import charts, comparing, facts, markup, page, rows, training
+from hf_llm_recipes.reporting import charts, comparing, facts, page, rows, training
 
 EVIL = "<script>alert(1)</script>"
 VOID = ("meta", "br")

@@ -58,8 +58,9 @@ def test_all_scores_of_a_set():
     assert not any(math.isnan(value) for value in alone.values() if isinstance(value, float))
 
 
-def test_against_sacrebleu_where_it_is_installed():
-    sacrebleu = pytest.importorskip("sacrebleu")
+def test_against_sacrebleu():
+    import sacrebleu
+
     written = ["The cat sat on a mat.", "A quick brown fox", "nothing"]
     wanted = ["the cat is on the mat.", "The quick brown fox jumps", "everything else"]
     theirs = sacrebleu.corpus_chrf(written, [wanted]).score

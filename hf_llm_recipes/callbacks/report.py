@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from datetime import datetime, timezone
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from hf_llm_recipes.callbacks._bound import InRun, RunAround
 from hf_llm_recipes.errors import RecipeError
+from hf_llm_recipes.markup import Html, element, scrolling
 from hf_llm_recipes.registry import CALLBACKS
 
 FILE = "report.html"
@@ -93,12 +93,15 @@ def page(title: str, said: str, history: list[dict[str, Any]]) -> str:
         _table("Evaluations", [one for one in history if _is_evaluation(one)]),
         _table("Training", [one for one in history if "loss" in one]),
     ]
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style></head><body><main><h1>{escape(title)}</h1><p>{escape(said)}</p>"
-        f"{''.join(curves)}{''.join(tables)}</main></body></html>\n"
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("title", title),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("style", Html(STYLE)),
     )
+    body = element("body", element("main", element("h1", title), element("p", said), *curves, *tables))
+    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
 
 
 def _write(args: Any, state: Any, what: str) -> None:
@@ -114,10 +117,10 @@ def _is_evaluation(line: dict[str, Any]) -> bool:
     return any(name.startswith("eval_") and name.endswith("_runtime") for name in line)
 
 
-def _curve(name: str, history: list[dict[str, Any]]) -> str:
+def _curve(name: str, history: list[dict[str, Any]]) -> Html:
     points = [(one["step"], one[name]) for one in history if _is_finite(one.get(name))]
     if len(points) < 2:
-        return ""
+        return Html("")
     first, last = points[0][0], points[-1][0]
     low, high = min(y for _, y in points), max(y for _, y in points)
     wide, tall = max(last - first, 1), (high - low) or 1.0
@@ -128,26 +131,25 @@ def _curve(name: str, history: list[dict[str, Any]]) -> str:
         f"{name}: {points[0][1]:.4g} at step {first:,}, {points[-1][1]:.4g} at step {last:,}, "
         f"lowest {low:.4g}, highest {high:.4g}"
     )
-    return (
-        f'<figure><svg viewBox="-4 -4 {WIDE + 8} {HIGH + 8}" role="img" aria-label="{escape(label)}">'
-        f'<polyline points="{drawn}"/></svg><figcaption>{escape(label)}</figcaption></figure>'
-    )
+    box = f"-4 -4 {WIDE + 8} {HIGH + 8}"
+    picture = element("svg", element("polyline", points=drawn), viewBox=box, role="img", aria_label=label)
+    return element("figure", picture, element("figcaption", label))
 
 
-def _table(title: str, lines: list[dict[str, Any]]) -> str:
+def _table(title: str, lines: list[dict[str, Any]]) -> Html:
     if not lines:
-        return ""
+        return Html("")
     names = [n for n in dict.fromkeys(n for one in lines for n in one) if not n.endswith(SPEEDS)]
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
-    rows = [
-        "".join(f"<td>{escape(_shown(one.get(name)))}</td>" for name in names) for one in lines[-MOST_ROWS:]
-    ]
     cut = f", the last {MOST_ROWS} of {len(lines)}" if len(lines) > MOST_ROWS else ""
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{title}"><table>'
-        f"<caption>{title}{cut}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    head = [element("th", name, scope="col") for name in names]
+    rows = [[element("td", _shown(one.get(name))) for name in names] for one in lines[-MOST_ROWS:]]
+    made = element(
+        "table",
+        element("caption", f"{title}{cut}"),
+        element("thead", element("tr", *head)),
+        element("tbody", *(element("tr", *row) for row in rows)),
     )
+    return scrolling(made, title)
 
 
 def _shown(value: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_llm_recipes.checking.base import Finding, Report, named, share
-from hf_llm_recipes.checking.duplicates import HELD_OUT, LEAKED
+from hf_llm_recipes.checking.duplicates import HELD_OUT, LEAKED, in_train
 from hf_llm_recipes.checking.subject import Subject
 from hf_llm_recipes.data.dedup import Deduplication, find_duplicates
 from hf_llm_recipes.errors import DataError
@@ -176,21 +176,15 @@ def shared(contexts: Mapping[str, Sequence[str]], where: Mapping[str, str]) -> l
         contexts: Split -> the context of each row.
         where: Split -> its words.
     """
-    own: dict[str, int] = {}
-    for row, context in enumerate(contexts["train"]):
-        own.setdefault(context, row)
     found = []
-    for split in HELD_OUT:
-        rows = [row for row, context in enumerate(contexts.get(split, [])) if context in own]
-        if not rows:
-            continue
-        total, first = len(contexts[split]), rows[0]
+    for split, pairs in in_train(contexts, HELD_OUT).items():
+        total, (first, own) = len(contexts[split]), pairs[0]
         found.append(
             Finding(
-                "warning" if len(rows) / total >= LEAKED else "info",
+                "warning" if len(pairs) / total >= LEAKED else "info",
                 "leakage",
-                f"{len(rows):,} of {total:,} rows ({share(len(rows), total)}) ask about a context of train: "
-                f"row {first} and train's row {own[contexts[split][first]]}",
+                f"{len(pairs):,} of {total:,} rows ({share(len(pairs), total)}) ask about a context of "
+                f"train: row {first} and train's row {own}",
                 where[split],
                 f"split by context: as it is, the {split} figures do not tell of texts that are new",
             )

@@ -148,24 +148,35 @@ def repeated(
     return found
 
 
-def leaked(keys: Mapping[str, Sequence[str]], where: Mapping[str, str], drops: bool = True) -> list[Finding]:
-    """Returns held-out rows that train holds too, word for word; see ``repeated``."""
-    own = defaultdict(list)
+def in_train(keys: Mapping[str, Sequence[str]], splits: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
+    """Returns, by split, each row that train holds too, with the first such row of train.
+
+    Args:
+        keys: Split -> what makes each row what it is; "" is no row.
+        splits: To look in; those without such a row are left out.
+    """
+    own: dict[str, int] = {}
     for row, key in enumerate(keys["train"]):
         if key:
-            own[key].append(row)
+            own.setdefault(key, row)
+    found = {
+        split: [(row, own[key]) for row, key in enumerate(keys.get(split, [])) if key in own]
+        for split in splits
+    }
+    return {split: pairs for split, pairs in found.items() if pairs}
+
+
+def leaked(keys: Mapping[str, Sequence[str]], where: Mapping[str, str], drops: bool = True) -> list[Finding]:
+    """Returns held-out rows that train holds too, word for word; see ``repeated``."""
     found = []
-    for split in HELD_OUT:
-        rows = [row for row, key in enumerate(keys.get(split, [])) if key in own]
-        if not rows:
-            continue
-        total, first = len(keys[split]), rows[0]
+    for split, pairs in in_train(keys, HELD_OUT).items():
+        total, (first, own) = len(keys[split]), pairs[0]
         found.append(
             Finding(
-                "error" if len(rows) / total >= LEAKED else "warning",
+                "error" if len(pairs) / total >= LEAKED else "warning",
                 "leakage",
-                f"{len(rows):,} of {total:,} rows ({share(len(rows), total)}) are rows of train: row {first} "
-                f"is train's row {own[keys[split][first]][0]}: {_short(keys[split][first])}",
+                f"{len(pairs):,} of {total:,} rows ({share(len(pairs), total)}) are rows of train: "
+                f"row {first} is train's row {own}: {_short(keys[split][first])}",
                 where[split],
                 f"{_drop('exact', '', drops)}; as it is, the {split} figures are too good",
             )
@@ -174,10 +185,7 @@ def leaked(keys: Mapping[str, Sequence[str]], where: Mapping[str, str], drops: b
 
 
 def _labeled_in_pool(keys: Mapping[str, Sequence[str]], where: Mapping[str, str]) -> list[Finding]:
-    if "unlabeled" not in keys:
-        return []
-    own = {key for key in keys["train"] if key}
-    rows = [row for row, key in enumerate(keys["unlabeled"]) if key in own]
+    rows = [row for row, _ in in_train(keys, ("unlabeled",)).get("unlabeled", [])]
     if not rows:
         return []
     return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hf_llm_recipes.checking.base import LEVELS, Finding, Report, Sample, readable, share
-from hf_llm_recipes.reporting.markup import Html, bullets, element, joined, name_of, section, table
+from hf_llm_recipes.markup import Html, bullets, element, joined, name_of, section, table
 from hf_llm_recipes.reporting.page import page as whole_page
 
 SPLIT_COLUMNS = (

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from hf_llm_recipes.errors import DataError
+from hf_llm_recipes.markup import Html, element, joined, note, table
 from hf_llm_recipes.predictor import Predictor
-from hf_llm_recipes.reporting.markup import Html, element, joined, note, table
 
 MOST_SHOWN = 20  # classes of one answer
 RADIOS = 12  # more classes are chosen from a list that can be searched

@@ -21,8 +21,8 @@ from hf_llm_recipes.demo.base import (
     text_of,
 )
 from hf_llm_recipes.errors import DataError
+from hf_llm_recipes.markup import Html, element, joined, note
 from hf_llm_recipes.predictor import Predictor
-from hf_llm_recipes.reporting.markup import Html, element, joined, note
 
 
 class TextPanel(Panel):

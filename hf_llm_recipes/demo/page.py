@@ -23,7 +23,7 @@ except ImportError as error:
 
 from hf_llm_recipes.demo.base import Asked, Panel
 from hf_llm_recipes.demo.flagged import Flagged
-from hf_llm_recipes.reporting.markup import Html, element, joined
+from hf_llm_recipes.markup import Html, element, joined
 
 LARGEST_FILE = 64 * 2**20  # bytes, of an upload
 SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from hf_llm_recipes.demo.base import Asked, Panel, bar, headline, text_of
 from hf_llm_recipes.errors import DataError, did_you_mean
-from hf_llm_recipes.reporting.markup import Html, element, joined, note, table
+from hf_llm_recipes.markup import Html, element, joined, note, table
 
 OUTSIDE = "O"
 

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 from hf_llm_recipes.chatting import Speaker
 from hf_llm_recipes.demo.base import Asked, Panel, text_of
 from hf_llm_recipes.errors import DataError
+from hf_llm_recipes.markup import Html, element, joined, note
 from hf_llm_recipes.predictor import Predictor
 from hf_llm_recipes.registry import registered_name
-from hf_llm_recipes.reporting.markup import Html, element, joined, note
 from hf_llm_recipes.tasks._chat_forms import list_column
 
 ROLES = {"user": "You", "assistant": "Model"}

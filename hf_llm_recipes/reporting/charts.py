@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hf_llm_recipes.reporting.markup import Html, element, number, plain
+from hf_llm_recipes.markup import Html, element, number, plain
 
 SERIES = 8
 DASHES = ("-", "--", "-.", ":")

@@ -8,9 +8,7 @@ from typing import Any
 
 from hf_llm_recipes.assessing import significance
 from hf_llm_recipes.errors import DataError
-from hf_llm_recipes.reporting import charts
-from hf_llm_recipes.reporting.facts import Facts, points
-from hf_llm_recipes.reporting.markup import (
+from hf_llm_recipes.markup import (
     Html,
     element,
     interval,
@@ -21,6 +19,8 @@ from hf_llm_recipes.reporting.markup import (
     section,
     table,
 )
+from hf_llm_recipes.reporting import charts
+from hf_llm_recipes.reporting.facts import Facts, points
 from hf_llm_recipes.reporting.rows import OURS, PROBABILITY
 from hf_llm_recipes.reporting.training import steps_per_second
 

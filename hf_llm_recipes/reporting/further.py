@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_llm_recipes.assessing.explanation import Explanation
-from hf_llm_recipes.reporting import charts
-from hf_llm_recipes.reporting.facts import Facts
-from hf_llm_recipes.reporting.markup import (
+from hf_llm_recipes.markup import (
     Html,
     bullets,
     details,
@@ -22,6 +20,8 @@ from hf_llm_recipes.reporting.markup import (
     shortened,
     table,
 )
+from hf_llm_recipes.reporting import charts
+from hf_llm_recipes.reporting.facts import Facts
 from hf_llm_recipes.reporting.page import page
 
 MOST_DRAWN = 24  # groups of a chart

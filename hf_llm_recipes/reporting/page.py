@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from hf_llm_recipes.reporting.markup import Html, element, joined
+from hf_llm_recipes.markup import Html, element, joined
 
 STYLE = """
 :root { color-scheme: light dark; --back: #f6f7f9; --card: #fff; --ink: #1a1f26; --dim: #55606c;

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hf_llm_recipes.reporting import charts, rows
-from hf_llm_recipes.reporting.facts import Facts
-from hf_llm_recipes.reporting.markup import (
+from hf_llm_recipes.markup import (
     Html,
     bullets,
     details,
@@ -21,6 +19,8 @@ from hf_llm_recipes.reporting.markup import (
     section,
     table,
 )
+from hf_llm_recipes.reporting import charts, rows
+from hf_llm_recipes.reporting.facts import Facts
 
 NO_SCORES = ("rows", "bootstrap", "seed", "threshold")
 MOST_CLASSES = 30  # of a confusion matrix that is shown whole

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_llm_recipes.reporting.markup import Html, element, number, shortened, table
+from hf_llm_recipes.markup import Html, element, number, shortened, table
 
 MOST = 10  # rows of a table
 PROBABILITY = "probability_"

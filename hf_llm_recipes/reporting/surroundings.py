@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_llm_recipes.reporting.facts import Facts
-from hf_llm_recipes.reporting.markup import (
+from hf_llm_recipes.markup import (
     Html,
     bullets,
     details,
@@ -18,6 +17,7 @@ from hf_llm_recipes.reporting.markup import (
     table,
     words,
 )
+from hf_llm_recipes.reporting.facts import Facts
 
 WHAT = {
     "recipe.yaml": "the recipe as it was run, defaults written out",

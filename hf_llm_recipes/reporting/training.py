@@ -6,9 +6,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hf_llm_recipes.reporting import charts
-from hf_llm_recipes.reporting.facts import Facts, Lines, points
-from hf_llm_recipes.reporting.markup import (
+from hf_llm_recipes.markup import (
     Html,
     bullets,
     element,
@@ -20,6 +18,8 @@ from hf_llm_recipes.reporting.markup import (
     table,
     words,
 )
+from hf_llm_recipes.reporting import charts
+from hf_llm_recipes.reporting.facts import Facts, Lines, points
 
 UNLABELED, CLASS = "unlabeled/", "unlabeled/class_"
 SHARES = {  # of the unlabeled stream, within [0, 1]

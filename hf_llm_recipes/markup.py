@@ -1,7 +1,7 @@
 """Elements of a page that escape whatever they are given: only what an element made is markup.
 
 Notable:
-- ``element`` is the one place where text becomes HTML; nothing else in ``reporting`` writes a tag.
+- ``element`` is the one place where text becomes HTML: reports, checks, demo and callbacks write no tag.
 - Tables have captions and scopes, figures titles and descriptions: a screen reader reads the page.
 """
 
@@ -17,6 +17,7 @@ from hf_llm_recipes.errors import visible
 from hf_llm_recipes.recipe import home_as_tilde
 
 VOID = ("meta", "br")
+DRAWN = ("polyline",)  # of SVG, without children
 LONGEST = 600  # characters of one text of the data
 
 
@@ -39,6 +40,8 @@ def element(tag: str, /, *children: Any, **attributes: Any) -> Html:
     )
     if tag in VOID:
         return Html(f"<{tag}{said}>")
+    if tag in DRAWN:
+        return Html(f"<{tag}{said}/>")
     return Html(f"<{tag}{said}>{joined(children)}</{tag}>")
 
 
