@@ -558,13 +558,14 @@ def test_a_push_that_fails_after_the_training_costs_no_result(recipe, server, mo
 
 
 def test_of_several_processes_one_asks_and_pushes(recipe, runs, server, monkeypatch):
+    path = runs("full")
     monkeypatch.setattr(pushing.processes, "is_main", lambda: False)
     to = pushing.before_training(Recipe.from_dict({**recipe, "push_to_hub": "tester/tiny"}))
     assert to == PushToHub(name="tester/tiny")
-    assert pushing.after_run(runs("full"), to) is None
+    assert pushing.after_run(path, to) is None
     assert server.asked == []
     monkeypatch.setattr(pushing.processes, "is_main", lambda: True)
-    assert pushing.after_run(runs("full"), to)["url"] == f"{server.url}/tester/tiny"
+    assert pushing.after_run(path, to)["url"] == f"{server.url}/tester/tiny"
 
 
 def test_an_adapter_on_a_base_of_the_hub_is_trained_and_pushed_by_one_command(
