@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hf_llm_recipes.checkpoints import BLOCK, sha256
 from hf_llm_recipes.errors import RecipeError, RunError, UserError
 from hf_llm_recipes.recipe import Recipe
 
@@ -88,7 +89,7 @@ class Remote:
     def same(self, name: str, path: Path) -> bool:
         """Whether a file is there with just this content."""
         known = self.files.get(name)
-        return known is not None and known == (_sha256(path) if len(known) == 64 else _git_sha1(path))
+        return known is not None and known == (sha256(path) if len(known) == 64 else _git_sha1(path))
 
 
 @dataclass(frozen=True)
@@ -381,17 +382,9 @@ def _is_file(entry: Any) -> bool:
     return isinstance(entry, RepoFile)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return _digest(hashlib.sha256(), file)
-
-
 def _git_sha1(path: Path) -> str:
+    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
     with path.open("rb") as file:
-        return _digest(hashlib.sha1(f"blob {path.stat().st_size}\0".encode()), file)
-
-
-def _digest(made: Any, file: Any) -> str:
-    while block := file.read(1 << 20):
-        made.update(block)
-    return made.hexdigest()
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
