@@ -295,10 +295,10 @@ def test_a_dropped_connection_is_taken_up_again(copied, server):
 def test_a_killed_push_is_repeated_and_sends_nothing_twice(copied, server, tmp_path):
     path = copied()
     save_file({"more": torch.ones(3)}, path / "model" / "more.safetensors")
-    server.held = hub._sha256(path / "model" / "model.safetensors")
+    server.held = hub.sha256(path / "model" / "model.safetensors")
     command = [sys.executable, "-m", "hf_llm_recipes.cli", "push", str(path), "tester/full"]
     child = subprocess.Popen(command, env=surroundings(server, tmp_path), stderr=subprocess.DEVNULL)
-    small = hub._sha256(path / "model" / "more.safetensors")
+    small = hub.sha256(path / "model" / "more.safetensors")
     while not (server.waiting.wait(0.05) and small in server.uploaded):
         assert child.poll() is None
     child.send_signal(signal.SIGKILL)
