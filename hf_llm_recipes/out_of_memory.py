@@ -5,8 +5,9 @@ Notable:
   that a run with the smaller batch would have begun with. accelerate's ``find_executable_batch_size``
   shrinks the effective batch instead, and with it the meaning of the learning rate.
 - An optimizer step has the rows that it would have had: samplers look at batch size x accumulation.
-- The smaller batch is kept in the run directory: a run that is killed afterwards and taken up again goes on
-  with it, to the bits of a run that was not, however much memory there is by then.
+- The smaller batch is kept in the run directory, with the step behind which it began: a run that is killed
+  afterwards and taken up again goes on with it, to the bits of a run that was not, however much memory there
+  is by then; and ``verify`` runs each step again with the batch that it had.
 - Losses that compare the rows of a batch cannot be cut: then it stops and says what to try.
 """
 
@@ -22,46 +23,58 @@ from typing import Any
 
 import torch
 
+from hf_llm_recipes import checkpoints
 from hf_llm_recipes.errors import RunError
 from hf_llm_recipes.probing import out_of_memory, put_back, random_states
 
 log = logging.getLogger("hf_llm_recipes")
 
-SMALLER = "smaller_batch.json"  # in the run directory: what the training goes on with
+SMALLER = "smaller_batch.json"  # in the run directory: a list, what the training goes on with behind a step
 
 STATEFUL = ("method", "algorithm", "augmentation", "stages", "callbacks")  # of a plan: may change in a try
 BATCH, ACCUMULATION, EVAL = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size"),
 )
 SIZES = (BATCH, ACCUMULATION, EVAL)
+AFTER = "after_step"  # of the whole training, in each entry
 ADVICE = (
     "a smaller `task.max_length`; `trainer.gradient_checkpointing: true`; `tuning: lora` with "
     "`quantization: {load_in_4bit: true}` (QLoRA); or a smaller model"
 )
 
 
-def take_up(runner: Any) -> list[str]:
+def take_up(runner: Any, checkpoint: Path | None) -> list[str]:
     """Changes a plan as the run did before it was killed; returns what is to be said of it.
 
     Args:
         runner: ``run._Runner`` whose directory is an unfinished run's.
+        checkpoint: From which it goes on.
 
     Raises:
         RunError: what the run left is damaged.
     """
-    kept = _kept_sizes(runner.directory / SMALLER)
+    kept = kept_sizes(runner.directory / SMALLER)
     if not kept:
         return []
-    runner.plan.trainer = {**runner.plan.trainer, **kept}
-    return [f"{_told(kept)}: this run was out of memory with more ({SMALLER})"]
+    sizes = sizes_of(kept)
+    runner.plan.trainer = {**runner.plan.trainer, **sizes}
+    step = _steps_until(checkpoint)
+    if kept[-1][AFTER] > step:  # the checkpoint with which it began is no longer whole
+        runner.directory.write_json(SMALLER, _noted(kept, step, sizes))
+    return [f"{told(sizes)}: this run was out of memory with more ({SMALLER})"]
 
 
-def _kept_sizes(path: Path) -> dict[str, int]:
+def kept_sizes(path: Path) -> list[dict[str, int]]:
+    """Returns the smaller batches of a run: ``after_step`` and sizes, by rising steps; empty without a file.
+
+    Raises:
+        RunError: what the run left is damaged.
+    """
     if not path.is_file():
-        return {}
+        return []
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(kept, dict) and all(k in SIZES and type(n) is int and n > 0 for k, n in kept.items()):
+        if isinstance(kept, list) and kept and all(map(_is_entry, kept)):
             return kept
         why = f"it holds {str(kept)[:80]}"
     except ValueError as error:
@@ -71,7 +84,35 @@ def _kept_sizes(path: Path) -> dict[str, int]:
     )
 
 
-def _told(sizes: dict[str, int]) -> str:
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not all(type(n) is int and n >= 0 for n in entry.values()):
+        return False
+    sizes = {name: n for name, n in entry.items() if name != AFTER}
+    return AFTER in entry and bool(sizes) and all(k in SIZES and n > 0 for k, n in sizes.items())
+
+
+def sizes_of(kept: list[dict[str, int]]) -> dict[str, int]:
+    """The arguments of the last entry; none of no entry."""
+    return {name: value for name, value in kept[-1].items() if name != AFTER} if kept else {}
+
+
+def _noted(kept: list[dict[str, int]], step: int, sizes: dict[str, int]) -> list[dict[str, int]]:
+    """The entries once training goes on from a step with these sizes: later ones are of steps taken anew."""
+    return [*(entry for entry in kept if entry[AFTER] < step), {AFTER: step, **sizes}]
+
+
+def _steps_until(checkpoint: Path | None) -> int:
+    """Steps of the whole training behind a checkpoint; where it has rounds, earlier ones come before it."""
+    if checkpoint is None:
+        return 0
+    number = checkpoints.number_of(checkpoint.parent) if checkpoint.parent.name.startswith("round-") else 0
+    records = [checkpoint.parent.parent / f"round-{earlier}" / "round.json" for earlier in range(number or 0)]
+    before = sum(json.loads(path.read_text(encoding="utf-8"))["steps"] for path in records if path.is_file())
+    return before + checkpoints.number_of(checkpoint)
+
+
+def told(sizes: dict[str, int]) -> str:
+    """Sizes in words."""
     return " and ".join(f"{name} {value}" for name, value in sizes.items())
 
 
@@ -124,13 +165,14 @@ class Retry:
         for name, value in self.pristine.items():
             setattr(runner.plan, name, copy.deepcopy(value))
         runner.plan.trainer = {**runner.plan.trainer, **changes}
-        kept = _kept_sizes(runner.directory / SMALLER)
-        runner.directory.write_json(SMALLER, {**kept, **changes})
         checkpoint = runner.directory.checkpoint().path
+        kept = kept_sizes(runner.directory / SMALLER)
+        sizes = {**sizes_of(kept), **changes}
+        runner.directory.write_json(SMALLER, _noted(kept, _steps_until(checkpoint), sizes))
         start = checkpoint.name if checkpoint else "the start"
         note = "" if where == "evaluation" else f"; {self._kept()}"
         why = f"out of memory in step {step} ({where}: {said})"
-        runner.rebuild_model(f"{why}: going on from {start} with {_told(changes)}{note}")
+        runner.rebuild_model(f"{why}: going on from {start} with {told(changes)}{note}")
         return checkpoint
 
     def _smaller(self, where: str, said: str) -> dict[str, int]:

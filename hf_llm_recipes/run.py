@@ -309,7 +309,7 @@ class _Runner:
         found = self.directory.checkpoint(needs_best=needs_best)
         self._say(found.said)
         self._say([f"going on from {found.path.name}" if found.path else "no checkpoint yet: starting anew"])
-        self._say(take_up(self))
+        self._say(take_up(self, found.path))
         record = self.directory / rundir.ENVIRONMENT
         before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
         changed = rundir.environment_differences(before, rundir.environment()) if before else []

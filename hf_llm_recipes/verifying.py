@@ -5,6 +5,8 @@ Notable:
   first labels come before the first step and are made in whole.
 - What is compared is what was logged, every number of it but times; a run that first logged at step 10 is
   run for 10 steps.
+- A run that was out of memory is run again as it ran: each step with the batch that it had, and on from the
+  step from which it went on, through a checkpoint as it did.
 - Where numbers differ, versions, device, threads, data and weights that are no longer the same are named.
 """
 
@@ -19,6 +21,7 @@ from typing import Any
 
 from hf_llm_recipes import rundir
 from hf_llm_recipes.errors import RunError
+from hf_llm_recipes.out_of_memory import AFTER, SMALLER, kept_sizes, sizes_of, told
 from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.rundir import RunDirectory
 
@@ -36,12 +39,14 @@ class Verdict:
         compared: Lines of the log that were held against each other.
         differences: ``step, name: before -> now``, the first of each line; empty where all bits are the same.
         surroundings: What else is not as it was.
+        smaller: ``after step 4 …``: what a run that was out of memory went on with, and this try, too.
     """
 
     steps: int
     compared: int
     differences: list[str] = field(default_factory=list)
     surroundings: list[str] = field(default_factory=list)
+    smaller: list[str] = field(default_factory=list)
 
     @property
     def same(self) -> bool:
@@ -51,13 +56,17 @@ class Verdict:
     def __str__(self) -> str:
         if self.same:
             lines = "1 logged line" if self.compared == 1 else f"{self.compared} logged lines"
-            return f"the same bits: {lines} of the first {self.steps} steps"
+            return "\n".join([f"the same bits: {lines} of the first {self.steps} steps", *self._as_it_ran()])
         lines = [f"not the same bits, in {len(self.differences)} of {self.compared} logged lines:"]
         lines += [f"  {one}" for one in self.differences[:10]]
+        lines += self._as_it_ran()
         lines.append(
             "what is not as it was:" if self.surroundings else "nothing else is known to have changed"
         )
         return "\n".join([*lines, *(f"  {one}" for one in self.surroundings)])
+
+    def _as_it_ran(self) -> list[str]:
+        return [f"  as the run, which was out of memory: {one}" for one in self.smaller]
 
 
 def verify(path: str | Path, steps: int = STEPS) -> Verdict:
@@ -80,31 +89,60 @@ def verify(path: str | Path, steps: int = STEPS) -> Verdict:
             hint="a run logs its loss every `trainer.logging_steps` steps",
         )
     wanted = max(steps, first)
+    smaller = [one for one in kept_sizes(directory / SMALLER) if one[AFTER] < wanted]
     with tempfile.TemporaryDirectory() as folder:
-        made, data = _again(directory.recipe(), Path(folder) / "run", wanted)
+        made, data, again = _again(directory.recipe(), Path(folder) / "run", wanted, smaller)
     kept = [line for line in recorded if line["step"] <= wanted]
-    return Verdict(wanted, len(kept), _differences(kept, made), _surroundings(directory, data))
+    return Verdict(
+        wanted, len(kept), _differences(kept, made), [*again, *_surroundings(directory, data)], _told(smaller)
+    )
 
 
-def _again(recipe: Recipe, folder: Path, steps: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The lines of a second try and what its environment says of the data."""
+def _again(
+    recipe: Recipe, folder: Path, steps: int, smaller: list[dict[str, int]]
+) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
+    """The lines of a second try, what its environment says of the data, and where its memory went out.
+
+    Args:
+        recipe: The run's.
+        folder: That does not exist yet.
+        steps: To take.
+        smaller: The run's smaller batches behind earlier steps; the training goes on with them from there.
+    """
+    ends = [*(one[AFTER] for one in smaller), steps]
+    begun = False
+    for number, end in enumerate(ends):
+        if end > 0:  # 0: the run began again from the start
+            _run_until(recipe, folder, end, smaller[:number], resume=begun, save=number < len(smaller))
+            begun = True
+    made = json.loads((folder / rundir.ENVIRONMENT).read_text(encoding="utf-8"))
+    again = [f"this try was out of memory, too: {one}" for one in _told(kept_sizes(folder / SMALLER))]
+    return [line for line in _lines(folder / rundir.LOG) if line["step"] <= steps], made, again
+
+
+def _run_until(
+    recipe: Recipe, folder: Path, step: int, smaller: list[dict[str, int]], *, resume: bool, save: bool
+) -> None:
+    """Trains to a step with the last of the smaller batches, and saves a checkpoint there if asked."""
     import hf_llm_recipes.run as engine
     from hf_llm_recipes.callbacks.push import Push
 
     recipe = copy.deepcopy(recipe)
     for key in ("compare", "resume"):
         recipe.values.pop(key, None)
-    recipe.values["output"] = str(folder)
+    recipe.values |= {"output": str(folder), **({"resume": True} if resume else {})}
     plan = engine.plan(recipe)
     silent = [callback for callback in plan.callbacks if not isinstance(callback, Push)]
-    plan.callbacks = [*silent, _stop_after(steps)]
-    runner = engine._Runner(plan)
-    runner.train_only()
-    made = json.loads((folder / rundir.ENVIRONMENT).read_text(encoding="utf-8"))
-    return [line for line in _lines(folder / rundir.LOG) if line["step"] <= steps], made
+    plan.callbacks = [*silent, _stop_after(step, save)]
+    plan.trainer = {**plan.trainer, **sizes_of(smaller)}
+    engine._Runner(plan).train_only()
 
 
-def _stop_after(steps: int) -> Any:
+def _told(smaller: list[dict[str, int]]) -> list[str]:
+    return [f"after step {one[AFTER]} {told(sizes_of([one]))}" for one in smaller]
+
+
+def _stop_after(steps: int, save: bool) -> Any:
     from transformers import TrainerCallback
 
     class StopAfter(TrainerCallback):
@@ -112,6 +150,7 @@ def _stop_after(steps: int) -> Any:
 
         def on_step_end(self, args, state, control, **kwargs):
             control.should_training_stop |= state.global_step >= steps
+            control.should_save |= save and state.global_step >= steps
 
         def on_epoch_end(self, args, state, control, **kwargs):
             if state.global_step >= steps and state.epoch != int(state.epoch):

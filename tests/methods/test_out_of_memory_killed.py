@@ -11,6 +11,7 @@ from conftest import sentences, write_csv
 
 from hf_llm_recipes import out_of_memory
 from hf_llm_recipes.errors import RunError
+from hf_llm_recipes.rundir import RunDirectory
 
 # forks a process for each try; one is out of memory once, from its sixth step on, with more than 4 rows
 SCRIPT = """
@@ -96,15 +97,14 @@ def test_a_run_that_was_out_of_memory_and_killed_ends_with_the_same_bits(tiny_be
     )
     ends = [int(line) for line in ran.stdout.splitlines() if line.lstrip("-").isdigit()]
     assert ends == [0, KILLED, KILLED, 0, 0, KILLED, 0], ran.stderr[-3000:]
-    for one, other in ((killed, whole), (early, tmp_path / "early-whole")):
+    for one, other, step in ((killed, whole, 4), (early, tmp_path / "early-whole", 0)):
         assert losses(one) == losses(other)
         assert len(losses(one)) == 12
         for name in ("model/model.safetensors", "predictions.parquet"):
             assert (one / name).read_bytes() == (other / name).read_bytes()
-        assert json.loads((one / "smaller_batch.json").read_text()) == {
-            "per_device_train_batch_size": 4,
-            "gradient_accumulation_steps": 2,
-        }
+        assert json.loads((one / "smaller_batch.json").read_text()) == [
+            {"after_step": step, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+        ]
     notes = json.loads((killed / "environment.json").read_text())["notes"]
     assert (
         "per_device_train_batch_size 4 and gradient_accumulation_steps 2: this run was out of memory with "
@@ -119,11 +119,29 @@ def losses(path):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[4]", '{"seed": 3}', '{"per_device_train_batch_size": 0}', '{"x": "y"}']
+    "text",
+    [
+        *("{", "4", "[]", "[4]", '[{"after_step": 1, "seed": 3}]', '[{"after_step": 1, "x": "y"}]'),
+        '[{"after_step": 1, "per_device_train_batch_size": 0}]',
+        '[{"after_step": -1, "per_device_train_batch_size": 2}]',
+    ],
 )
 def test_a_damaged_record_is_told(tmp_path, text):
     (tmp_path / "smaller_batch.json").write_text(text)
     runner = SimpleNamespace(directory=tmp_path, plan=SimpleNamespace(trainer={}))
     with pytest.raises(RunError, match=r"smaller_batch\.json: tells no batch sizes: .*\n  do: delete it"):
-        out_of_memory.take_up(runner)
+        out_of_memory.take_up(runner, None)
     assert runner.plan.trainer == {}
+
+
+def test_a_checkpoint_before_the_one_it_went_on_from_moves_the_step(tmp_path):
+    entry = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    directory = RunDirectory(tmp_path)
+    directory.write_json("smaller_batch.json", [{"after_step": 4, **entry}])
+    runner = SimpleNamespace(directory=directory, plan=SimpleNamespace(trainer={}))
+    for step, expected in ((6, 4), (4, 4), (2, 2)):
+        out_of_memory.take_up(runner, tmp_path / f"checkpoint-{step}")
+        assert runner.plan.trainer == entry
+        assert out_of_memory.kept_sizes(tmp_path / "smaller_batch.json") == [
+            {"after_step": expected, **entry}
+        ]
