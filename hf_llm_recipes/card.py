@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_llm_recipes import assets, card_language
 from hf_llm_recipes.card_license import hub_license
@@ -22,10 +22,14 @@ from hf_llm_recipes.errors import UserError, did_you_mean
 from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.rundir import RECIPE
 
+if TYPE_CHECKING:
+    from hf_llm_recipes.tasks._language_task import Writing
+
 PACKAGED = "local/"  # prefix of the models and corpora that this package fetches itself
 PROBLEMS = ("single_label", "multi_label", "regression", "tokens", "language", "answers")
 NO_CLASSES = ("regression", "language", "answers")
 _RESOLVE = "from hf_llm_recipes.assets import resolve_model"
+EXAMPLE = "Put your own text here."
 FORMATS = ("transformers", "peft", "onnx", "executorch")  # as the Hub calls their libraries
 SMALL_TEST_ROWS = 1000  # an accuracy of 0.9 has an interval of +- 2 points there
 FEW_CLASS_ROWS = 20
@@ -61,6 +65,10 @@ SCORES = {
     "r2": ("R²", "r_squared"),
     "pearson": ("Pearson correlation", "pearsonr"),
     "spearman": ("Spearman correlation", "spearmanr"),
+    "reward": ("Mean reward", None),
+    "preference_accuracy": ("How often the chosen answer is likelier", "accuracy"),
+    "preference_accuracy_per_token": ("The same by the mean a token", None),
+    "margin": ("Margin of the chosen answer (nats a token)", None),
     "loss": ("Loss (nats)", None),
     "ece": ("Expected calibration error", None),
     "brier": ("Brier score", None),
@@ -113,6 +121,8 @@ class CardInfo:
         max_length: Tokens after which texts were cut while training.
         trust_remote_code: Whether the architecture's code lies beside the weights.
         usage: The packages and the code of an exported program, in place of those for transformers.
+        writing: How a model that writes was asked when it was judged; see ``LanguageTask.writing``.
+        before: Scores on the same rows before any training; empty where that was not looked at.
 
     Raises:
         UserError: another problem or library, or classes without names.
@@ -138,10 +148,12 @@ class CardInfo:
     peak_memory_gib: float | Mapping[str, float] | None = None
     command: str | None = None
     repo_id: str | None = None
-    example: Sequence[str] = field(default=("Put your own text here.",))
+    example: Sequence[str] = (EXAMPLE,)
     max_length: int | None = None
     trust_remote_code: bool = False
     usage: tuple[str, str] | None = None
+    writing: Writing | None = None
+    before: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _one_of("problem", self.problem, PROBLEMS)
@@ -192,6 +204,7 @@ def info_of_run(
     is_adapter: bool,
     environment: Mapping[str, Any],
     metrics: Mapping[str, Any],
+    processor: Any,
 ) -> CardInfo:
     """Returns what a card says of a run's model.
 
@@ -205,6 +218,7 @@ def info_of_run(
         is_adapter: Whether the base is needed to load the model.
         environment: What ``environment.json`` holds.
         metrics: What ``metrics.json`` holds.
+        processor: The tokenizer or image processor.
     """
     training = metrics["training"]
     names = None
@@ -234,7 +248,17 @@ def info_of_run(
         trust_remote_code=bool(
             recipe.section("model").get("trust_remote_code") or getattr(config, "auto_map", None)
         ),
+        before=metrics.get("before", {}),
+        **_asked(task, processor),
     )
+
+
+def _asked(task: Any, processor: Any) -> dict[str, Any]:
+    """How a model that writes was asked: its settings, and what stands before every text."""
+    if task.pipeline_tag not in card_language.WRITERS:
+        return {}
+    writing = task.writing(processor)
+    return {"writing": writing, "example": (writing.prefix + EXAMPLE,)}
 
 
 def is_hub_id(name: str) -> bool:
@@ -329,7 +353,8 @@ def usage_code(info: CardInfo) -> str:
     if _takes_images(info):
         imports.insert(1, "from PIL import Image")
     if info.problem in ("language", "answers"):
-        lines += ["model.eval()", *card_language.asking_code(info.pipeline_tag, info.example[0], remote)]
+        asked = card_language.asking_code(info.pipeline_tag, info.example[0], remote, info.writing)
+        lines += ["model.eval()", *asked]
         return "\n".join([*imports, "", *lines])
     lines += [
         "model.eval()",
@@ -471,7 +496,7 @@ def _eval_results(info: CardInfo) -> list[Any]:
             metric_value=float(value),
         )
         for key, value in _score_values(info.metrics)
-        if SCORES[key][1]
+        if key in SCORES and SCORES[key][1]
     ]
 
 
@@ -482,9 +507,14 @@ def _dataset_name(info: CardInfo) -> str:
 
 
 def _score_values(metrics: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """The scores that exist, in the order of `SCORES`."""
+    """The scores that exist, in the order of `SCORES`; then those under other names that have an interval."""
     flat = {**metrics.get("calibration", {}), **metrics}
-    return [(key, flat[key]) for key in SCORES if isinstance(flat.get(key), (int, float))]
+    more = [key for key in metrics.get("intervals_95") or {} if key not in SCORES]
+    return [(key, flat[key]) for key in (*SCORES, *more) if isinstance(flat.get(key), (int, float))]
+
+
+def _score_name(key: str) -> str:
+    return SCORES[key][0] if key in SCORES else key
 
 
 _LANGUAGE_ANSWERS = {  # pipeline tag -> what it answers a row or an image with
@@ -530,18 +560,26 @@ def _result(info: CardInfo) -> list[str]:
         return ["There were no test rows: nothing was measured."]
     intervals = metrics.get("intervals_95") or {}
     rows = [
-        [SCORES[key][0], f"{value:.4f}", _interval(intervals.get(key))]
+        [_score_name(key), f"{value:.4f}", _interval(intervals.get(key)), *_before(info, key)]
         for key, value in _score_values(metrics)
     ]
     said = f"On {metrics['rows']:,} test rows of {_text(_dataset_name(info))}."
     if intervals:
         said += f" Intervals: percentile bootstrap over rows, {metrics['bootstrap']:,} resamples."
-    parts = [said, _table(["Score", "Value", "95 % interval"], rows)]
+    header = ["Score", "Value", "95 % interval", *(["Before training"] if info.before else [])]
+    parts = [said, _table(header, rows)]
     if metrics.get("per_class"):
         parts.append(
             _class_table(metrics["per_class"], "Times in the test rows" if _tags_words(info) else "Test rows")
         )
     return [*parts, f"Baseline: {_text(_last_parts(info.baseline))}"] if info.baseline else parts
+
+
+def _before(info: CardInfo, key: str) -> list[str]:
+    if not info.before:
+        return []
+    value = info.before.get(key)
+    return [f"{value:.4f}" if isinstance(value, (int, float)) else ""]
 
 
 def _interval(interval: Sequence[float] | None) -> str:
@@ -635,11 +673,13 @@ def _limits(info: CardInfo) -> list[str]:
 
 
 def _sample_limits(info: CardInfo) -> list[str]:
-    rows, key = info.metrics["rows"], MAIN_SCORE[info.problem]
+    rows, shown = info.metrics["rows"], [key for key, _ in _score_values(info.metrics)]
     if rows >= SMALL_TEST_ROWS:
         return []
+    main = MAIN_SCORE[info.problem]
+    key = shown[0] if shown and main not in shown else main
     interval = (info.metrics.get("intervals_95") or {}).get(key)
-    name = SCORES[key][0]
+    name = _score_name(key)
     width = f"; the 95 % interval of {name} is {interval[1] - interval[0]:.3f} wide" if interval else ""
     return [f"The test set is small ({rows:,} {'row' if rows == 1 else 'rows'}){width}."]
 

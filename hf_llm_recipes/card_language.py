@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_llm_recipes.tasks._language_task import Writing
+
+WRITERS = ("text-generation", "text2text-generation")  # pipeline tags of models that answer with text
+GREEDY = {"max_new_tokens": 64, "do_sample": False}
+
 AUTO_CLASSES = {  # pipeline tag -> class of transformers
     "text-generation": "AutoModelForCausalLM",
     "text2text-generation": "AutoModelForSeq2SeqLM",
@@ -13,20 +21,15 @@ AUTO_CLASSES = {  # pipeline tag -> class of transformers
 
 _ASK = {
     "text-generation": [
-        "text = {example!r}",
-        "if tokenizer.chat_template:",
-        '    inputs = tokenizer.apply_chat_template([{{"role": "user", "content": text}}],',
-        '        add_generation_prompt=True, return_tensors="pt", return_dict=True)',
-        "else:",
-        '    inputs = tokenizer(text, return_tensors="pt")',
+        *("text = {example!r}", "{inputs}"),
         "with torch.inference_mode():",
-        "    made = model.generate(**inputs, max_new_tokens=64, do_sample=False)",
+        "    made = model.generate(**inputs, {settings})",
         'print(tokenizer.decode(made[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))',
     ],
     "text2text-generation": [
         'inputs = tokenizer({example!r}, return_tensors="pt")',
         "with torch.inference_mode():",
-        "    made = model.generate(**inputs, max_new_tokens=64, do_sample=False)",
+        "    made = model.generate(**inputs, {settings})",
         "print(tokenizer.decode(made[0], skip_special_tokens=True))",
     ],
     "fill-mask": [
@@ -68,15 +71,37 @@ _ASK = {
 }
 
 
-def asking_code(pipeline_tag: str, example: str, remote: str) -> list[str]:
+def asking_code(pipeline_tag: str, example: str, remote: str, writing: Writing | None) -> list[str]:
     """Returns the lines that load a processor and ask ``model``.
 
     Args:
         pipeline_tag: A key of ``AUTO_CLASSES``.
         example: A text to ask.
         remote: ``", trust_remote_code=True"``, or nothing.
+        writing: How a model that writes is asked; None: it goes on with the text, greedily.
     """
     images = pipeline_tag == "image-feature-extraction"
     name, cls = ("processor", "AutoImageProcessor") if images else ("tokenizer", "AutoTokenizer")
     load = f"{name} = {cls}.from_pretrained(model_id{remote})"
-    return [load, *(line.format(example=example) for line in _ASK[pipeline_tag])]
+    given = GREEDY if writing is None else writing.settings
+    said = {"example": example, "inputs": inputs_code(writing, "pt"), "settings": _arguments(given)}
+    return [load, *(line.format(**said) for line in _ASK[pipeline_tag])]
+
+
+def inputs_code(writing: Writing | None, tensors: str) -> str:
+    """Returns the lines that make ``inputs`` of ``text``, as the model was asked when it was judged.
+
+    Args:
+        writing: How; None: the text alone.
+        tensors: ``"pt"`` or ``"np"``.
+    """
+    if writing is None or not writing.chats:
+        return f'inputs = tokenizer(text, return_tensors="{tensors}")'
+    system = [f'    {{"role": "system", "content": {writing.system!r}}},'] if writing.system else []
+    lines = ["messages = [", *system, '    {"role": "user", "content": text},', "]"]
+    lines += ["inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True,"]
+    return "\n".join([*lines, f'    return_tensors="{tensors}", return_dict=True)'])
+
+
+def _arguments(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in settings.items())

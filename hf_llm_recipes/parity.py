@@ -318,6 +318,7 @@ def card_info(directory: Path, predictor: Predictor) -> CardInfo:
         is_adapter=False,
         environment=json.loads((run / rundir.ENVIRONMENT).read_text(encoding="utf-8")),
         metrics=run.metrics(),
+        processor=predictor.tokenizer,
     )
 
 

@@ -12,8 +12,10 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from hf_llm_recipes import card_language
-from hf_llm_recipes.card import CardInfo, _last_parts, is_hub_id, model_card, on_the_hub, usage_code
+from hf_llm_recipes.card import CardInfo, _asked, _last_parts, is_hub_id, model_card, on_the_hub, usage_code
 from hf_llm_recipes.errors import UserError
+from hf_llm_recipes.tasks._language_task import Writing
+from hf_llm_recipes.tasks.seq2seq import Seq2Seq
 
 HOSTILE = [
     "a|b",
@@ -629,3 +631,52 @@ def test_a_language_models_code_compiles_and_names_its_class(pipeline_tag):
     card = model_card(info)
     assert "Perplexity a token" in card
     assert "None" not in card.split("## How to use")[0]
+
+
+def language_info(metrics, **changes):
+    given = {"rows": 3, "intervals_95": {key: [0.1, 0.9] for key in metrics}, "bootstrap": 1000, **metrics}
+    return make_info(
+        problem="language",
+        label_names=None,
+        pipeline_tag="text-generation",
+        base_model="me/lm",
+        metrics=given,
+        **changes,
+    )
+
+
+def test_the_scores_of_rewards_and_preferences_stand_in_the_card():
+    text = model_card(language_info({"reward": 0.25}, before={"reward": 0.125}))
+    (rows,) = tables(section(text, "Result"))
+    assert rows == [
+        ["Score", "Value", "95 % interval", "Before training"],
+        ["Mean reward", "0.2500", "0.1000 – 0.9000", "0.1250"],
+    ]
+    assert "the 95 % interval of Mean reward is 0.800 wide" in text
+    names = ("preference_accuracy", "preference_accuracy_per_token", "margin")
+    (rows,) = tables(section(model_card(language_info(dict.fromkeys(names, 0.5))), "Result"))
+    assert [row[0] for row in rows[1:]] == [
+        "How often the chosen answer is likelier",
+        "The same by the mean a token",
+        "Margin of the chosen answer (nats a token)",
+    ]
+
+
+def test_a_score_under_a_name_of_the_users_is_shown_by_that_name():
+    (rows,) = tables(section(model_card(language_info({"my_score": 0.5})), "Result"))
+    assert rows[1] == ["my_score", "0.5000", "0.1000 – 0.9000"]
+
+
+def test_a_model_that_learnt_plain_text_is_not_asked_through_a_chat_template():
+    plain = Writing({"max_new_tokens": 5, "do_sample": True}, chats=False)
+    code = usage_code(language_info({"loss": 1.0}, writing=plain))
+    assert "apply_chat_template" not in code
+    assert "max_new_tokens=5, do_sample=True" in code
+
+
+def test_a_source_stands_behind_its_prefix():
+    task = Seq2Seq(prefix="to German: ", max_new_tokens=7)
+    assert _asked(task, None) == {
+        "writing": Writing({"do_sample": False, "max_new_tokens": 7}, chats=False, prefix="to German: "),
+        "example": ("to German: Put your own text here.",),
+    }

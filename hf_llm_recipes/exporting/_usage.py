@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from hf_llm_recipes import card_language
 from hf_llm_recipes.card import CardInfo
 from hf_llm_recipes.methods._forward import model_inputs
-
-NEW_TOKENS = 64
 
 
 def stop_ids(task: Any, processor: Any) -> list[int]:
@@ -105,20 +104,21 @@ def _program_code(
 def _writing(info: CardInfo, stops: list[int]) -> list[str]:
     return [
         f"text = {info.example[0]!r}",
-        "if tokenizer.chat_template:",
-        '    inputs = tokenizer.apply_chat_template([{"role": "user", "content": text}],',
-        '        add_generation_prompt=True, return_tensors="np", return_dict=True)',
-        "else:",
-        '    inputs = tokenizer(text, return_tensors="np")',
+        card_language.inputs_code(info.writing, "np"),
         'ids = inputs["input_ids"]',
         "start = ids.shape[1]",
-        f"for _ in range({NEW_TOKENS}):  # the likeliest token each time; without a cache",
+        f"for _ in range({_most(info)}):  # the likeliest token each time; without a cache",
         '    token = logits_of({"input_ids": ids, "attention_mask": np.ones_like(ids)})[0, -1].argmax()',
         f"    if token in {stops!r}:",
         "        break",
         "    ids = np.append(ids, [[token]], axis=1)",
         "print(tokenizer.decode(ids[0, start:], skip_special_tokens=True))",
     ]
+
+
+def _most(info: CardInfo) -> int:
+    settings = card_language.GREEDY if info.writing is None else info.writing.settings
+    return settings.get("max_new_tokens", card_language.GREEDY["max_new_tokens"])
 
 
 def _asking(info: CardInfo, channels: int) -> list[str]:

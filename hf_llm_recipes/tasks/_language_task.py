@@ -18,11 +18,13 @@ class Writing:
         settings: Of ``GenerationConfig``.
         chats: Whether it answers messages, through the chat template; else it goes on with a text.
         system: What the system says in conversations that open without it.
+        prefix: What stands before every text.
     """
 
     settings: dict[str, Any]
     chats: bool
     system: str | None = None
+    prefix: str = ""
 
 
 class LanguageTask(Task):

@@ -21,7 +21,7 @@ from hf_llm_recipes import text_evaluation
 from hf_llm_recipes.errors import DataError, RunError
 from hf_llm_recipes.registry import TASKS
 from hf_llm_recipes.tasks import _language
-from hf_llm_recipes.tasks._language_task import LanguageTask
+from hf_llm_recipes.tasks._language_task import LanguageTask, Writing
 from hf_llm_recipes.tasks._rows import bar_if_long, check_columns, input_length
 from hf_llm_recipes.tasks.base import Judged, Prepared, splits
 
@@ -147,11 +147,16 @@ class Seq2Seq(LanguageTask):
         features, _ = self.encode(rows, processor, model.config, labeled=False)
         return [{"generated": text} for text in self._written(model, features["input_ids"], processor)]
 
+    def writing(self, processor: Any) -> Writing:
+        """Answers a source behind the prefix."""
+        settings = {"do_sample": False, **(self.generation or {}), "max_new_tokens": self.max_new_tokens}
+        return Writing(settings, chats=False, prefix=self.prefix)
+
     def _written(self, model: Any, sources: Any, tokenizer: Any) -> list[str]:
         """What the model writes to each source, the longest first."""
         sources = list(sources)
         order = np.argsort([-len(ids) for ids in sources], kind="stable")
-        settings = {"do_sample": False, **(self.generation or {}), "max_new_tokens": self.max_new_tokens}
+        settings = self.writing(tokenizer).settings
         texts = [""] * len(sources)
         for at in range(0, len(order), ROWS_AT_ONCE):
             chosen = [int(place) for place in order[at : at + ROWS_AT_ONCE]]

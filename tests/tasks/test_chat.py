@@ -1,3 +1,6 @@
+import contextlib
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,6 +23,7 @@ from conftest import write_csv
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from hf_llm_recipes.card import EXAMPLE
 from hf_llm_recipes.data.loading import Loaded
 from hf_llm_recipes.errors import DataError, RecipeError
 from hf_llm_recipes.predictor import Predictor
@@ -345,3 +349,26 @@ def test_what_cannot_be_answered(values):
 def test_the_recipe_is_read_strictly(values):
     with pytest.raises(RecipeError, match=r"task.packing is 'often'"):
         plan(Recipe.from_dict({**values, "task": {"name": "chat", "packing": "often"}}))
+
+
+def test_the_cards_code_asks_as_the_run_was_asked(values):
+    done = go(values, "trainer.max_steps=40", "task.system=be kind", "task.generation={max_new_tokens: 6}")
+    code = (done.path / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    code = code.replace("'tiny-chat'", repr(str(done.path / "model"))).replace(EXAMPLE, "hello")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "card", "exec"), {})
+    (answer,) = Predictor.load(done.path).predict(["hello"])
+    assert printed.getvalue().strip() == answer["generated"]
+    assert "max_new_tokens=6" in code
+    assert f"eos_token_id=[{END}]" in code
+    assert '{"role": "system", "content": \'be kind\'},' in code
+
+
+def test_the_card_shows_the_scores_before_training_beside_those_after(values):
+    done = go(values)
+    card = (done.path / "README.md").read_text(encoding="utf-8")
+    before, after = done.metrics["before"]["loss"], done.metrics["test"]["loss"]
+    (line,) = [line for line in card.splitlines() if line.startswith("| Loss (nats) |")]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert [cells[1], cells[3]] == [f"{after:.4f}", f"{before:.4f}"]
