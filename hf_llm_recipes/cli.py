@@ -708,7 +708,7 @@ def _show_result(done, recipe) -> None:
     console.print(f"\nresults: {done.path}", highlight=False, soft_wrap=True, markup=False)
     for name, what in (
         (rundir.METRICS, "every figure, with intervals"),
-        (rundir.PREDICTIONS, "each test row with its probabilities"),
+        (rundir.PREDICTIONS, "each test row with what the model makes of it"),
         (REPORT, "all of it on one page"),
         (rundir.MODEL, "the model, for from_pretrained"),
         (rundir.CARD, "the model card"),
@@ -768,7 +768,7 @@ def _print_answers(texts: list[str], answers: list[dict]) -> None:
         elif "tags" in answer:
             said = " ".join(tag or "?" for tag in answer["tags"])
         elif "generated" in answer:
-            said = answer["generated"]
+            said = answer["generated"].strip() or "(nothing)"
         elif "answer" in answer:
             said = f"{answer['answer'] or 'no answer'} ({answer['score']:.2f})"
         elif "vector" in answer:
@@ -776,7 +776,7 @@ def _print_answers(texts: list[str], answers: list[dict]) -> None:
             said = f"{len(vector)} numbers: {', '.join(f'{x:.3f}' for x in vector[:4])}, …"
         else:
             said = f"{answer['value']:.4f}"
-        typer.echo(visible(f"{said}  <-  {text}"))
+        typer.echo(visible(f"{said}  <-  {text.strip() if isinstance(text, str) else text}"))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ Shapes: D documents.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,12 +20,25 @@ import numpy as np
 from hf_llm_recipes import evaluation
 from hf_llm_recipes.errors import DataError
 
+# Scripts that put no space between words: Thai, Lao, Burmese, Khmer, kana, Han
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 
-def text_sizes(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns each text's UTF-8 bytes and its words (what white space parts)."""
-    sizes = [(len(text.encode("utf-8", "surrogatepass")), len(text.split())) for text in texts]
-    bytes_words_D2 = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
-    return bytes_words_D2[:, 0], bytes_words_D2[:, 1]
+
+def text_sizes(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns each text's UTF-8 bytes and its words (what white space parts).
+
+    None in place of words where the texts have more characters of Chinese, Japanese, Thai and the like
+    than words: white space does not part them.
+    """
+    sizes = [
+        (len(text.encode("utf-8", "surrogatepass")), len(text.split()), len(_UNSPACED.findall(text)))
+        for text in texts
+    ]
+    sizes_D3 = np.asarray(sizes, dtype=np.int64).reshape(-1, 3)
+    bytes_D, words_D, unspaced_D = sizes_D3.T
+    return bytes_D, words_D if unspaced_D.sum() <= words_D.sum() else None
 
 
 def language(

@@ -90,6 +90,15 @@ def test_text_sizes_counts_utf8_bytes_and_words():
 
 
 @pytest.mark.parametrize(
+    "text", ["天空为什么是蓝色的？", "空は なぜ 青い", "ทำไมท้องฟ้าสีฟ้า", "so 天空天空 是 蓝色的"]
+)
+def test_words_that_no_white_space_parts_are_not_counted(text):
+    sizes_D, words_D = text_sizes(["the sky", text])
+    assert sizes_D[0] == 7
+    assert words_D is None
+
+
+@pytest.mark.parametrize(
     ("given", "message"),
     [
         (([], []), "no document"),

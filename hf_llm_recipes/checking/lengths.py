@@ -37,6 +37,7 @@ class Lengths:
         limit: Tokens that a row may have.
         supervised: Tokens that carry loss, of what is left; None where the loss is not one of tokens.
         supervised_cut: Tokens that would have carried it.
+        passed: Tokens that are read to learn those; None: the ones that are left.
         unit: What is counted beside tokens: ``rows``, ``blocks`` of packed documents, or ``windows``.
     """
 
@@ -45,6 +46,7 @@ class Lengths:
     limit: int
     supervised: int | None = None
     supervised_cut: int = 0
+    passed: int | None = None
     unit: str = "rows"
 
     def facts(self) -> dict[str, Any]:
@@ -58,6 +60,7 @@ class Lengths:
             "tokens_cut": int(cut_N.sum()),
             "supervised_tokens": self.supervised,
             "supervised_tokens_cut": self.supervised_cut,
+            "tokens_read": int(self.kept_N.sum()) if self.passed is None else self.passed,
             "length": {
                 **{name: float(q) for name, q in zip(("median", "p95", "p99"), quantiles, strict=True)},
                 "max": int(self.whole_N.max()),
@@ -104,7 +107,8 @@ def measured(subject: Subject, split: str) -> Lengths | None:
     ):
         found.supervised = _supervised(features["labels"], shifted=task.shifted_labels)
     elif "chosen_ids" in features.column_names:
-        found.supervised = sum(len(ids) for key in ("chosen_ids", "rejected_ids") for ids in features[key])
+        found.supervised = _of_both_answers(features)
+        found.passed = found.supervised + 2 * sum(map(len, features["prompt_ids"]))
     counts = subject.prepared.findings.get(split, {})
     for name in ("supervised_tokens_lost", "words_cut"):  # counted where it was done
         found.supervised_cut = counts.get(name, found.supervised_cut)
@@ -160,7 +164,7 @@ def _what_to_do(lengths: Lengths, task: Any) -> str:
     longest, most = int(lengths.whole_N.max()), int(np.ceil(np.percentile(lengths.whole_N, 99)))
     if task.max_length is None:
         said = f"the model takes {lengths.limit} tokens and the longest row has {longest:,}: split the rows"
-    elif most < longest:
+    elif lengths.limit < most < longest:
         said = f"`task.max_length: {most}` would keep 99 % of the rows whole, {longest} all of them"
     else:
         said = f"`task.max_length: {longest}` would keep all of them whole"
@@ -236,6 +240,8 @@ def _whole(subject: Subject, split: str, kept_N: np.ndarray, limit: int) -> tupl
         rows = made["row"][:] if "row" in made.column_names else range(len(few))
         gone = [labels for row, labels in zip(rows, made["labels"], strict=True) if lost[row]]
         learnt = _supervised(gone, shifted=task.shifted_labels)
+    elif lost.any() and "chosen_ids" in made.column_names:
+        learnt = _of_both_answers(made.select([i for i, row in enumerate(made["row"]) if lost[row]]))
     return whole_N, learnt
 
 
@@ -251,6 +257,10 @@ def _without_limit(subject: Subject, split: str, rows: np.ndarray) -> Any:
         return task.encode(subject.rows(split).select(rows), tokenizer, config, labeled=labeled)[0]
     except DataError:  # rows that are bad, not long
         return None
+
+
+def _of_both_answers(pairs: Any) -> int:
+    return sum(len(ids) for key in ("chosen_ids", "rejected_ids") for ids in pairs[key])
 
 
 def _supervised(labels: Any, *, shifted: bool) -> int:

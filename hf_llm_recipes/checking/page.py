@@ -59,7 +59,7 @@ def _split_row(split: str, facts: dict[str, Any]) -> list[Any]:
         cells.append(_bars(facts["histogram"]["counts"]))
         cells.append(f"{facts['rows_cut']:,} ({share(facts['rows_cut'], facts['looked_at'])})")
         cells.append(f"{facts['tokens_cut']:,}")
-        cells.append("" if learnt is None else f"{learnt:,} ({share(learnt, facts['tokens'])})")
+        cells.append("" if learnt is None else f"{learnt:,} ({share(learnt, facts['tokens_read'])})")
         cells.append("" if learnt is None else f"{facts['supervised_tokens_cut']:,}")
     return [*cells, *[""] * (len(SPLIT_COLUMNS) - len(cells))]
 

@@ -95,7 +95,7 @@ def _with_loss(facts: dict[str, Any]) -> str:
     count = facts.get("supervised_tokens")
     if count is None:
         return ""
-    said = f"{count:,} ({share(count, facts['tokens'])})"
+    said = f"{count:,} ({share(count, facts['tokens_read'])})"
     lost = facts["supervised_tokens_cut"]
     return said + (f", {lost:,} cut" if lost else "")
 

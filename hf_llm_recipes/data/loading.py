@@ -366,10 +366,13 @@ def _origin(source: Source, opened: Opened, base: str, where: str) -> Origin:
         path = (opened.folder or Path()) / base
     if path is not None:
         return file_origin(path, base, source.encoding, source.delimiter)
+    loose = [path.name for path in opened.loose]
+    same = next((path.name for path in opened.loose if path.stem == base), None)
+    meant = f" (did you mean the file `{same}`?)" if same else did_you_mean(base, [*opened.splits, *loose])
     raise DataError(
-        f"unknown split `{base}`{did_you_mean(base, opened.splits)}",
+        f"unknown split `{base}`{meant}",
         where=where,
-        allowed=", ".join(opened.splits) + ", or a file",
+        allowed=", ".join([*opened.splits, *loose]) + ", or another file",
     )
 
 
@@ -424,10 +427,12 @@ def _rename(
     held = data.column_names or list(next(iter(data), {}))  # a stream may not know its columns
     for name, old in columns.items():
         if old not in held:
+            turned = ", ".join(f"{right}: {left}" for left, right in columns.items())
             raise DataError(
                 f"`columns: {name}: {old}`: no column `{old}` in {origin}{did_you_mean(old, held)}",
                 where="data.columns",
                 allowed=", ".join(held),
+                hint=f"the name in the data stands behind: `columns: {{{turned}}}`" if name in held else None,
             )
         if name != old and name in held and name not in columns.values():
             raise DataError(

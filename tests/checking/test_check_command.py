@@ -30,6 +30,7 @@ def report():
                 "tokens": 90,
                 "rows_cut": 3,
                 "tokens_cut": 10,
+                "tokens_read": 90,
                 "supervised_tokens": 45,
                 "supervised_tokens_cut": 5,
                 "length": {"median": 10.0, "p95": 12.0, "p99": 13.0, "max": 14, "limit": 12, "unit": "rows"},

@@ -1,7 +1,7 @@
 """What truncation takes, counted by hand."""
 
 import numpy as np
-from _planted import found, jsonl, recipe_of, report_of, said
+from _planted import TRAINER, found, jsonl, recipe_of, report_of, said
 from _tiny_chat import said as turns
 from _tiny_chat import tiny_llama
 
@@ -72,6 +72,33 @@ def test_supervised_tokens_of_dropped_conversations(tmp_path):
     assert "1 of 7 rows (14.3 %) are longer than 14 tokens and are left out" in text
     assert "11 of 26 supervised ones, are not seen" in text
     assert "cut_left_turns" in text
+
+
+def test_tokens_of_both_answers_of_a_preference(tmp_path):
+    model = tiny_llama(tmp_path / "model")
+    # a prompt: <|im_start|> user LINE hello <|im_end|> LINE <|im_start|> assistant LINE; behind it words, end
+    short = [{"prompt": "hello", "chosen": "hi", "rejected": "good day"} for _ in range(5)]
+    long = [{"prompt": "hello", "chosen": "hi " * 8, "rejected": "bye"}]
+    rest = [{"prompt": "why", "chosen": word, "rejected": "so"} for word in ("hi", "bye", "good", "day")]
+    more = {"method": "dpo", "trainer": {**TRAINER, "max_steps": 1}}
+    task = {"name": "preference", "max_length": 14}
+    report = report_of(recipe_of(model, data(tmp_path, short + long, rest), task, **more), tmp_path)
+    facts = report.splits["train"]
+    assert facts["tokens"] == 5 * (9 + 3)  # with the longer answer
+    assert facts["supervised_tokens"] == 5 * (2 + 3)
+    assert facts["tokens_read"] == 5 * (9 + 2 + 9 + 3)
+    assert facts["supervised_tokens_cut"] == 9 + 2
+    assert "11 of 36 supervised ones, are not seen" in said(report, "lengths")
+
+
+def test_no_shorter_limit_than_the_present_one_is_advised():
+    whole = np.array([*[10] * 199, 40])  # the 99th percentile is 10
+    (finding,) = told(
+        {"train": Lengths(whole, np.minimum(whole, 20), 20)},
+        TextClassification(max_length=20),
+        {"train": "t"},
+    )
+    assert finding.do.startswith("`task.max_length: 40` would keep all of them whole")
 
 
 def test_a_model_that_takes_no_more_is_said():

@@ -146,6 +146,14 @@ def test_a_bad_section(rows_csv, section, expected):
         load(Source(name=str(rows_csv), **section))
 
 
+def test_a_file_that_names_no_split_is_named_where_one_was_meant(tmp_path):
+    jsonl(tmp_path / "labeled.jsonl", 0, 20)
+    jsonl(tmp_path / "test.jsonl", 20, 25)
+    with pytest.raises(DataError, match=r"did you mean the file `labeled.jsonl`(.|\n)*test, labeled.jsonl"):
+        load(Source(name=str(tmp_path), train="labeled[:10]"))
+    assert len(load(Source(name=str(tmp_path), train="labeled.jsonl[:10]", eval_fraction=0)).train) == 10
+
+
 def test_a_folder_with_only_a_test_file_has_nothing_to_train_on(tmp_path):
     jsonl(tmp_path / "test.jsonl", 0, 5)
     with pytest.raises(DataError, match="there is no split `train`"):
@@ -163,6 +171,10 @@ def test_columns_are_renamed_and_may_swap(rows_csv):
     "columns, expected",
     [
         ({"text": "ids"}, r"no column `ids` in train \(did you mean `id`\?\)(.|\n)*id, label"),
+        (
+            {"id": "text", "label": "class"},
+            r"the name in the data stands behind: `columns: {text: id, class: label}`",
+        ),
         ({"label": "id"}, "would overwrite the column `label` of train"),
         ({"text": "id", "other": "id"}, "`columns` uses a column twice: text: id, other: id"),
     ],
