@@ -261,7 +261,7 @@ def _check_pool_is_used(recipe: Recipe, source: Any, method_class: type) -> None
     raise RecipeError(
         "data.unlabeled has no effect with this method",
         where=recipe.where("data", "unlabeled"),
-        allowed="method: semi_supervised, self_training or propagation, or `stages:`",
+        allowed="method: semi_supervised, self_training, propagation or distillation, or `stages:`",
         hint="take it out, or `data.unlabeled=null` on the command line",
     )
 

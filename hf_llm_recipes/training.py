@@ -56,6 +56,7 @@ def trainer_of(
             task=plan.task,
             test=prepared.test,
             train_rows=runner.loaded.train,
+            test_rows=runner.loaded.test,
             unlabeled=prepared.unlabeled,
             unlabeled_rows=runner.loaded.unlabeled,
             eval_rows=runner.loaded.eval,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hf_llm_recipes.checking.lengths import sizes
 from hf_llm_recipes.checking.subject import Subject
+from hf_llm_recipes.methods.distillation import Distillation
 from hf_llm_recipes.methods.propagation import Propagation
 from hf_llm_recipes.methods.semi_supervised import SemiSupervised
 from hf_llm_recipes.methods.supervised import Supervised
@@ -62,7 +63,8 @@ def build(subject: Subject, folder: Path) -> Probe:
     """
     whole, plan = subject.prepared, subject.plan
     few = few_rows(subject)
-    own = not isinstance(plan.method, BY_POOL)
+    asks_of_pool = isinstance(plan.method, Distillation) and whole.unlabeled is not None
+    own = not (isinstance(plan.method, BY_POOL) or asks_of_pool)
     evaluated = None if whole.eval is None else whole.eval.select(range(1))
     subject.prepared = dataclasses.replace(whole, train=few, eval=evaluated)
     settings = {"dataloader_num_workers": 0, "dataloader_drop_last": False}

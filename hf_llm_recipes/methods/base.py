@@ -30,6 +30,7 @@ class Parts:
         task: The task that made the features.
         test: Features of the test split, for baselines that no training touches.
         train_rows: The training rows as they were read; a feature's ``row`` is a place among them.
+        test_rows: The test split's rows as they were read, for a teacher with a tokenizer of its own.
         unlabeled: Features of the pool, or None.
         unlabeled_rows: The pool's rows as they were read, in the same order.
         eval_rows: The eval split's rows as they were read.
@@ -51,6 +52,7 @@ class Parts:
     task: Any = None
     test: Any = None
     train_rows: Any = None
+    test_rows: Any = None
     unlabeled: Any = None
     unlabeled_rows: Any = None
     eval_rows: Any = None

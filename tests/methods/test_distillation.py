@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 import hf_llm_recipes.run as engine
 from hf_llm_recipes.errors import RecipeError, RunError
-from hf_llm_recipes.methods.distillation import Distillation, DistillationTrainer, _nearness, load_teacher
+from hf_llm_recipes.methods._teaching import nearness
+from hf_llm_recipes.methods.distillation import Distillation, DistillationTrainer, load_teacher
 from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.tasks.text_classification import TextClassification
 
@@ -42,7 +43,7 @@ def test_the_kl_of_one_item_by_hand():
 def test_how_near_two_models_are_by_hand():
     # the first item as above, at T = 1; on the second both give 1/2, 1/2, and the same likeliest class
     student, teacher = torch.zeros(2, 2), torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]])
-    kl, same, items = _nearness(student, teacher).tolist()
+    kl, same, items = nearness(student, teacher).tolist()
     assert kl == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
     assert (same, items) == (1, 2)
 
