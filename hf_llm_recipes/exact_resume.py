@@ -12,6 +12,7 @@ Notable, each of them lost by the stock Trainer (5.23):
 - An evaluation before the first step does not come a second time.
 - Answers that GRPO learns from in several steps are in the checkpoint.
 - A stream goes on within the epoch that it was stopped in.
+- A stop that reaches a data loader's workers as well takes no batch away (``worker_signals``).
 - The best checkpoint is found beside the others in a run that was moved.
 """
 
@@ -26,10 +27,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_utils import has_length
 
 from hf_llm_recipes import checkpoints
+from hf_llm_recipes.worker_signals import steady_workers
 
 PROGRESS = "progress.json"
 ANSWERS = "answers.pt"  # that trl's GRPO has written and will learn from in further steps
@@ -75,6 +78,14 @@ class ExactResume:
     _exact_epoch = 0
     _exact_epoch_began = 0  # at which step
     _exact_epoch_ends = False  # whether the loop stands behind the last step of an epoch
+
+    def get_train_dataloader(self) -> DataLoader:
+        """That of the class behind, its workers deaf to the first stop."""
+        return steady_workers(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, *given: Any, **named: Any) -> DataLoader:
+        """That of the class behind, its workers deaf to the first stop."""
+        return steady_workers(super().get_eval_dataloader(*given, **named))
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._exact_side is None else str(self._exact_side)
