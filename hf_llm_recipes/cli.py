@@ -726,7 +726,8 @@ def _show_beside(console, metrics: dict) -> None:
         "before training": metrics.get("before"),
         "supervised, same labels and steps": comparison.get("supervised"),
     }
-    for name in ("student", "teacher", "second_student", "raw_weights", "averaged_weights"):
+    others = ("student", "teacher", "second_student", "first_training", "raw_weights", "averaged_weights")
+    for name in others:
         rows[f"the {name.replace('_', ' ')}, not exported"] = method.get(f"test_{name}")
     for name, found in metrics.get("baselines", {}).items():
         rows[f"{name} on frozen features ({found['rows']:,} rows)"] = found

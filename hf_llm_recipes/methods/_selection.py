@@ -103,6 +103,26 @@ def surest(confidence_N: np.ndarray, count: int) -> np.ndarray:
     return np.sort(order[np.isfinite(confidence_N[order])])
 
 
+def surest_of_strata(sizes_N: np.ndarray, confidence_N: np.ndarray, count: int, strata: int) -> np.ndarray:
+    """Returns at most ``count`` rows, rising: the surest of each stratum, each its share of all rows.
+
+    A stratum with too few rows at a finite confidence leaves the rest of its quota unused (``balanced``).
+
+    Args:
+        sizes_N: What the strata are made of, by quantiles; equal sizes share one. A row of size 0 has none.
+        confidence_N: Higher is surer; −inf for a row that must not be taken. One at least is finite.
+        count: ≥ 1.
+        strata: ≥ 1.
+    """
+    rows = np.flatnonzero(sizes_N)
+    edges = np.quantile(sizes_N[rows], np.arange(1, strata) / strata)
+    strata_N = np.full(len(sizes_N), -1)
+    strata_N[rows] = np.searchsorted(edges, sizes_N[rows])
+    quota_C = quotas(np.bincount(strata_N[rows], minlength=strata), count)
+    chosen = balanced(strata_N, confidence_N, quota_C)
+    return chosen if len(chosen) else surest(confidence_N, count)
+
+
 def agreement(first_I: np.ndarray, second_I: np.ndarray) -> float:
     """Returns the share of items with the same class; of values, their correlation."""
     if first_I.dtype.kind != "f":

@@ -12,6 +12,8 @@ Notable:
 - A round is one ordinary ``train()``; ``trainer.max_steps`` or ``num_train_epochs`` is the length of each.
 - A round's labels are written before it starts and its chance hangs on (seed, round) alone: a killed run
   goes on bit for bit, between two rounds or within one.
+- The training on the labeled rows alone, where there is one, is that of `method: supervised` with the same
+  ``trainer:`` section, bit for bit: rows, order, dropout.
 - Labels are hard and go through the task's own loss; the labeled rows are repeated instead of weighted.
   Both are exact however a step is cut into batches.
 """
@@ -522,10 +524,11 @@ class SelfTrainingTrainer(Trainer):
                 callback.early_stopping_patience_counter = 0
         chosen = 0 if self.labels is None else len(self.labels.chosen)
         times = _selection.repeats(len(self.labeled), chosen, self.plan.labeled_share)
-        self.train_dataset = self._rows_of_round(times)
+        self.train_dataset = self.labeled if self.labels is None else self._rows_of_round(times)
         labeled = f"{times} x {len(self.labeled):,} labeled rows"
         log.info(f"round {self.number}: {labeled} and {chosen:,} of the pool")
-        set_seed(round_seed(self.args.seed, self.number, TRAINING))
+        if self.number > 0:  # the one before them has the chance that a supervised training would have
+            set_seed(round_seed(self.args.seed, self.number, TRAINING))
         with self._in_folder():
             if checkpoint is not None and self._is_over(checkpoint):
                 return self._load_finished(checkpoint)

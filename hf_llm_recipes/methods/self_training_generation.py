@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -42,7 +44,8 @@ from hf_llm_recipes.rundir import full_disk_told
 
 log = logging.getLogger("hf_llm_recipes")
 
-BEST = "best.pt"  # the weights after the training whose answers are worth most
+FIRST = "first.pt"  # the weights after the training on the labeled rows alone
+BEST = "best.pt"  # those after the round whose answers are worth most, where one is worth more
 
 
 @METHODS.register
@@ -52,7 +55,9 @@ class SelfTrainingGeneration(Method):
     (SemiEvol: Luo et al. 2024, https://arxiv.org/abs/2410.14745; ReST-EM: Singh et al. 2023,
     https://arxiv.org/abs/2312.06585).
 
-    A first training on the labeled rows makes the model that answers the prompts of the pool. Departures
+    A first training on the labeled rows makes the model that answers the prompts of the pool. It is that of
+    `method: supervised` with the same ``trainer:`` section, bit for bit: the floor that the guard falls back
+    on. Each round takes as many steps again. Departures
     from SemiEvol: one model with several samples in place of several models, no retrieved examples, and
     agreement in place of the entropy of the answer's tokens.
 
@@ -65,10 +70,13 @@ class SelfTrainingGeneration(Method):
         least: What an answer needs to be taken: share of the samples that agree, in (0, 1], or a reward.
         select_fraction: Share of the prompts with such an answer, the surest, that is trained on, in
             (0, 1].
+        strata: Of how many parts of the pool the surest are taken, each as large a share of them as it is
+            of the pool; a part holds answers of alike length in words (quantiles). The surest of the pool
+            as a whole (1) are mostly short ones.
         labeled_share: Share of a round's rows that are labeled ones, in [0, 1); they are repeated, whole.
         guard: Whether the weights of the training whose answers to the eval split's prompts are worth most
-            are kept at the end, the first training on the labeled rows alone among them; of equals the
-            earlier: the pool has to show that it helps. Without an eval split the last round's are.
+            are kept at the end, the first training among them; of equals the earlier: the pool has to show
+            that it helps. Without an eval split the last round's are.
 
     Raises:
         ValueError: a value out of range.
@@ -87,11 +95,12 @@ class SelfTrainingGeneration(Method):
     accept: Literal["agreement", "reward"] = "agreement"
     least: float = 0.5
     select_fraction: float = 0.5
+    strata: int = 4
     labeled_share: float = 0.3
     guard: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("rounds", 1), ("samples", 2)):
+        for name, least in (("rounds", 1), ("samples", 2), ("strata", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
         if not self.temperature > 0:
@@ -151,6 +160,10 @@ class SelfTrainingGeneration(Method):
                 callbacks=parts.callbacks,
             )
 
+    def variants(self, trainer: WritingRounds) -> dict[str, AbstractContextManager]:
+        """The first training's weights, where a round's are kept."""
+        return {} if trainer.kept_round == 0 else {"first_training": trainer.first_weights()}
+
     def report(self, trainer: WritingRounds) -> dict[str, Any]:
         """Every round's prompts, how many had an answer that was taken, and how sure they were."""
         rounds = [{k: v for k, v in record.items() if k != "log"} for record in trainer.records]
@@ -161,8 +174,8 @@ class SelfTrainingGeneration(Method):
 class WritingRounds(SelfTrainingTrainer, LanguageTrainer):
     """A Trainer that goes through rounds whose labels of the pool are texts.
 
-    ``PoolLabels.items_I`` holds a text for each prompt, empty where none was taken, and ``confidence_N``
-    the share of samples that agree, or the reward.
+    ``PoolLabels.items_I`` holds a text for each prompt, empty where none answers, and ``confidence_N`` the
+    share of samples that agree, or the reward, −inf where that is too little.
 
     Args:
         method: Its settings.
@@ -188,9 +201,11 @@ class WritingRounds(SelfTrainingTrainer, LanguageTrainer):
         return self.method.guard and self.eval_dataset is not None and self.eval_rows is not None
 
     def _close_round(self, metrics: dict[str, float] | None) -> None:
-        """Also judges what the round's student answers, and keeps the best one's weights on disk."""
+        """Also judges what the round's student answers; keeps the first one's and the best one's weights."""
         super()._close_round(metrics)
         record = self.records[-1]
+        if record["round"] == 0:
+            self._write_weights(FIRST, 0)
         if not self._guarded or "eval_reward" in record:
             return
         self.model.eval()
@@ -198,11 +213,37 @@ class WritingRounds(SelfTrainingTrainer, LanguageTrainer):
         record["eval_reward"] = self.task.judge_model(*given).metrics["reward"]
         log.info(f"round {record['round']}: answers to the eval split are worth {record['eval_reward']:.3f}")
         if self.args.should_save:
-            if self._best()["round"] == record["round"]:
-                values = {name: p.detach().cpu() for name, p in self.base.parameters.items()}
-                with _aside(self.root / BEST) as side, full_disk_told(side, "free some space"):
-                    torch.save({"round": record["round"], "values": values}, side)
+            if self._best()["round"] == record["round"] > 0:
+                self._write_weights(BEST, record["round"])
             _write_json(self._folder(record["round"]) / RECORD, record, True)
+
+    def _write_weights(self, name: str, number: int) -> None:
+        """Puts the model's weights on disk."""
+        if self.args.should_save:
+            values = {name: p.detach().cpu() for name, p in self.base.parameters.items()}
+            with _aside(self.root / name) as side, full_disk_told(side, "free some space"):
+                torch.save({"round": number, "values": values}, side)
+
+    @torch.no_grad()
+    def _take_weights(self, name: str) -> None:
+        """Gives the model the weights on disk."""
+        self.accelerator.wait_for_everyone()
+        with _missing_told(self.root):
+            saved = torch.load(self.root / name, map_location="cpu", weights_only=True)
+        for name, parameter in self.base.parameters.items():
+            parameter.copy_(saved["values"][name])
+
+    @contextmanager
+    def first_weights(self) -> Iterator[None]:
+        """The model has the first training's weights inside the block."""
+        own = {name: p.detach().clone() for name, p in self.base.parameters.items()}
+        self._take_weights(FIRST)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in self.base.parameters.items():
+                    parameter.copy_(own[name])
 
     def _best(self) -> dict[str, Any]:
         """The record of the round whose answers are worth most; of equals the earliest."""
@@ -213,12 +254,7 @@ class WritingRounds(SelfTrainingTrainer, LanguageTrainer):
         if complete and self._guarded:
             self.kept_round, last = self._best()["round"], self.records[-1]["round"]
             if self.kept_round != last:
-                self.accelerator.wait_for_everyone()
-                with _missing_told(self.root):
-                    saved = torch.load(self.root / BEST, map_location="cpu", weights_only=True)
-                with torch.no_grad():
-                    for name, parameter in self.base.parameters.items():
-                        parameter.copy_(saved["values"][name])
+                self._take_weights(BEST if self.kept_round else FIRST)
                 before = "the labeled rows alone" if self.kept_round == 0 else f"round {self.kept_round}"
                 log.warning(
                     f"the eval split's answers are worth {self._best()['eval_reward']:.3f} after {before}, "
@@ -248,7 +284,7 @@ class WritingRounds(SelfTrainingTrainer, LanguageTrainer):
         return PoolLabels(np.asarray(texts), np.ones(len(texts), np.int64), np.asarray(confidence))
 
     def _accepted_answer(self, written: list[str], place: int) -> tuple[str, float]:
-        """The answer that is taken and how sure it is; an empty one at −inf where none is."""
+        """The best answer and how sure it is, −inf where it must not be taken."""
         if self.method.accept == "agreement":
             text, sure = agreed(written, self.task.answer_key)
         else:
@@ -256,7 +292,8 @@ class WritingRounds(SelfTrainingTrainer, LanguageTrainer):
             rewards = [self.task.rewarded(text, row, place) if text.strip() else -np.inf for text in written]
             best = int(np.argmax(rewards))
             text, sure = written[best], rewards[best]
-        return (text, sure) if text.strip() and sure >= self.method.least else ("", -np.inf)
+        text = text if text.strip() else ""
+        return text, (sure if text and sure >= self.method.least else -np.inf)
 
     def _choose(self, labels: PoolLabels, number: int, before: PoolLabels | None) -> None:
         taken = int(np.isfinite(labels.confidence_N).sum())
@@ -267,7 +304,8 @@ class WritingRounds(SelfTrainingTrainer, LanguageTrainer):
                 hint="lower `method.least`, train longer on the labeled rows, or add labeled rows",
             )
         count = max(1, round(self.plan.shares[number - 1] * taken))
-        labels.chosen = _selection.surest(labels.confidence_N, count)
+        given = (_words(labels), labels.confidence_N, count)
+        labels.chosen = _selection.surest_of_strata(*given, self.method.strata)
 
     def _rows_of_round(self, times: int) -> Dataset:
         return WrittenRows(self.labeled, times, self.pool, self.labels, self.task, self.processing_class)
@@ -280,7 +318,13 @@ class WritingRounds(SelfTrainingTrainer, LanguageTrainer):
             "pool_rows": len(labels.chosen),
             "answers_taken": int(np.isfinite(labels.confidence_N).sum()),
             "mean_confidence": round(float(labels.confidence_N[labels.chosen].mean()), 4),
+            "mean_words": round(float(_words(labels)[labels.chosen].mean()), 4),
         }
+
+
+def _words(labels: PoolLabels) -> np.ndarray:
+    """The number of words of each text, (N,); 0 where no text answers."""
+    return np.asarray([len(str(text).split()) for text in labels.items_I])
 
 
 class WrittenRows(Dataset):

@@ -97,7 +97,8 @@ def beside(facts: Facts) -> dict[str, Mapping[str, Any]]:
         "supervised baseline": comparison.get("supervised"),
         "before training": metrics.get("before"),
     }
-    for name in ("student", "teacher", "second_student", "raw_weights", "averaged_weights"):
+    others = ("student", "teacher", "second_student", "first_training", "raw_weights", "averaged_weights")
+    for name in others:
         found[f"{name_of(name)}, not exported"] = method.get(f"test_{name}")
     for name, scores in metrics.get("baselines", {}).items():
         found[f"{name_of(name)}, frozen features"] = scores

@@ -13,6 +13,7 @@ from hf_llm_recipes.methods._selection import (
     quotas,
     repeats,
     surest,
+    surest_of_strata,
 )
 
 LN2 = math.log(2)
@@ -56,6 +57,19 @@ def test_the_surest_rows():
     assert surest(np.array([-3.0, -1.0, -1.0, -2.0]), 2).tolist() == [1, 2]
     assert surest(np.array([-1.0, -1.0, -1.0]), 2).tolist() == [0, 1]
     assert surest(np.array([0.5, -np.inf]), 2).tolist() == [0]
+
+
+def test_long_answers_get_the_share_that_they_have():
+    sizes = np.array([1, 1, 1, 1, 1, 1, 2, 3, 0, 1])  # words; quartiles of the nine: 1, 1, 1
+    sure = np.array([1.0, 1.0, 0.9, 1.0, 0.8, 1.0, 0.5, 0.75, -np.inf, 1.0])
+    assert surest(sure, 4).tolist() == [0, 1, 3, 5]
+    # of nine rows with an answer seven have one word: 3.1 of four, and 0.9
+    assert surest_of_strata(sizes, sure, 4, 4).tolist() == [0, 1, 3, 7]
+    assert surest_of_strata(sizes, sure, 4, 1).tolist() == [0, 1, 3, 5]
+    sure[[6, 7]] = -np.inf  # what the long ones cannot give stays unused
+    assert surest_of_strata(sizes, sure, 4, 4).tolist() == [0, 1, 3]
+    # one row of the larger stratum, which has none: the surest of all
+    assert surest_of_strata(np.array([1, 1, 2]), np.array([-np.inf, -np.inf, 0.5]), 1, 2).tolist() == [2]
 
 
 def test_agreement():

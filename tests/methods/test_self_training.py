@@ -15,6 +15,7 @@ from hf_llm_recipes.callbacks.log_file import LogFile
 from hf_llm_recipes.errors import DataError, InterruptedRunError, RunError
 from hf_llm_recipes.methods import self_training
 from hf_llm_recipes.methods.self_training import SelfTraining
+from hf_llm_recipes.methods.supervised import Supervised
 from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.registry import CALLBACKS
 from hf_llm_recipes.run import run
@@ -99,6 +100,25 @@ def test_without_a_warm_start_the_labeled_rows_come_first(tiny_bert, tmp_path):
     assert all(k <= most for k, most in zip(trainer.records[1]["classes"], (10, 5, 5), strict=True))
     assert trainer.state.global_step == 8
     assert method.baselines(trainer) == {}
+
+
+@pytest.mark.parametrize("arguments", [{}, {"num_train_epochs": 2, "max_steps": -1, "data_seed": 5}])
+def test_the_training_before_the_rounds_is_the_supervised_one_to_the_bit(tiny_bert, tmp_path, arguments):
+    class First(TrainerCallback):
+        def on_train_end(self, args, state, control, model=None, **kwargs):
+            kept.setdefault("weights", {name: value.clone() for name, value in model.state_dict().items()})
+
+    kept = {}
+    given = {"logging_steps": 1, **arguments}
+    method = SelfTraining(rounds=1, warm_start="none", select_fraction=0.5)
+    ours = method.build(make_parts(tiny_bert, tmp_path / "ours", callbacks=[First()], **given))
+    ours.train()
+    theirs = Supervised().build(make_parts(tiny_bert, tmp_path / "theirs", **given))
+    theirs.train()
+    assert_same(kept["weights"], weights(theirs))
+    losses = [entry["loss"] for entry in theirs.state.log_history if "loss" in entry]
+    assert [entry["loss"] for entry in ours.records[0]["log"] if "loss" in entry] == losses
+    assert len(losses) == 4
 
 
 def test_growth_and_repeated_labeled_rows(tiny_bert, tmp_path):

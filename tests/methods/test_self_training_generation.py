@@ -78,6 +78,7 @@ def test_rounds_through_a_recipe(values):
     assert rounds[0]["pool_rows"] == 0
     assert all(0.5 <= one["mean_confidence"] <= 1 for one in rounds[1:])
     assert all(one["pool_rows"] <= one["answers_taken"] <= 12 for one in rounds[1:])
+    assert all(1 <= one["mean_words"] <= 3 for one in rounds[1:])
     assert done.metrics["test"]["reward"] >= done.metrics["before"]["reward"]
     assert "reward" in done.metrics["comparison"]["supervised"]
 
@@ -134,11 +135,39 @@ def test_the_guard_keeps_the_training_whose_answers_are_worth_most(values, rewar
     method = done.metrics["method"]
     assert method["kept_round"] == kept
     assert [one["eval_reward"] for one in method["rounds"]] == worth
-    best = torch.load(done.path / "checkpoints" / "best.pt")
+    best = torch.load(done.path / "checkpoints" / ("best.pt" if kept else "first.pt"))
     assert best["round"] == kept
+    assert ("test_first_training" in method) == (kept > 0)
     assert all(torch.equal(best["values"][name], value) for name, value in weights(done.path).items())
     if worth[0] == 0.9:
         assert "after the labeled rows alone, 0.700 after round 2: the former are kept" in caplog.text
+
+
+def test_the_first_training_is_the_supervised_one_to_the_bit(values, tmp_path):
+    values["tuning"] = {"name": "lora", "r": 4, "lora_dropout": 0.2, "target_modules": "all-linear"}
+    values["trainer"] |= {"max_steps": 5, "logging_steps": 1}
+    values["method"] |= {"least": 0.25, "rounds": 1}
+    ours = engine.run(Recipe.from_dict(values))
+    alone = {**values, "method": "supervised", "output": str(tmp_path / "alone")}
+    alone["data"] = {key: value for key, value in values["data"].items() if key != "unlabeled"}
+    theirs = engine.run(Recipe.from_dict(alone))
+    first = torch.load(ours.path / "checkpoints" / "first.pt")["values"]
+    saved = load_file(theirs.path / "model" / "adapter_model.safetensors")
+    assert sum("lora" in name for name in first) == len(saved) > 0
+    for name, value in saved.items():
+        assert torch.equal(first[name.replace(".weight", ".default.weight")], value)
+    assert logged(ours.path, round=0) == logged(theirs.path)
+    assert len(logged(theirs.path)) == 5
+    scores = {"reward", "intervals_95"}
+    assert ours.metrics["method"]["test_first_training"].keys() >= scores
+    assert all(ours.metrics["method"]["test_first_training"][k] == theirs.metrics["test"][k] for k in scores)
+
+
+def logged(folder, **only):
+    """Loss and rate of each step."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    chosen = [line for line in lines if "loss" in line and all(line.get(k) == v for k, v in only.items())]
+    return [(line["step"], line["loss"], line["learning_rate"]) for line in chosen]
 
 
 def test_without_an_eval_split_or_a_guard_the_last_round_is_kept(values, rewards, caplog):
@@ -172,6 +201,7 @@ def test_a_reward_that_needs_answers_cannot_accept(values):
     [
         ({"rounds": 0}, "rounds is 0; allowed: 1 or more"),
         ({"samples": 1}, "samples is 1; allowed: 2 or more"),
+        ({"strata": 0}, "strata is 0; allowed: 1 or more"),
         ({"temperature": 0.0}, "temperature is 0.0; allowed: above 0"),
         ({"least": 0.0}, "least is 0.0; allowed: more than 0"),
         ({"select_fraction": 2.0}, "select_fraction is 2.0"),
