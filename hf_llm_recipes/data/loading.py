@@ -24,7 +24,7 @@ import numpy as np
 
 from hf_llm_recipes.data.cleaning import Cleaning, clean_splits
 from hf_llm_recipes.data.dedup import Deduplication, drop_duplicates
-from hf_llm_recipes.data.origins import EVAL_NAMES, Opened, Origin, file_origin, open_source
+from hf_llm_recipes.data.origins import EVAL_NAMES, Opened, Origin, file_origin, folder_origin, open_source
 from hf_llm_recipes.data.pool import check_pool, few_labels
 from hf_llm_recipes.data.reading import READERS, read_table
 from hf_llm_recipes.data.splitting import Term, bounds, check_fraction, hold_out, parse, why_not_stratified
@@ -44,14 +44,15 @@ class Source:
     """The ``data:`` section of a recipe; its fields are the keys.
 
     Args:
-        name: A Hub id, ``local/<corpus>``, a file, a folder or a glob.
+        name: A Hub id, ``local/<corpus>``, a file, a folder (of files of rows, or of one folder of images or
+            texts a class) or a glob.
         config: The Hub configuration.
         revision: The Hub revision; give a commit to pin the rows.
         license: Of the rows, as their owner states it; for the card, in place of what the data says.
         train: A split expression (``train[:80%]``, ``train+validation``) or a file.
         eval: The same; by default the split validation, valid, dev or eval, or rows held out of train.
         test: The same; by default the split test, or rows held out of train.
-        unlabeled: The pool: a split expression or a file. Its labels, if any, are not looked at.
+        unlabeled: The pool: a split expression, a file or a folder. Its labels, if any, are not looked at.
         labels_per_class: Train keeps its label on so many rows of each class only; the other rows
             become the pool, or are left out where ``unlabeled`` names one. The rows kept for a smaller
             number are among those kept for a larger one.
@@ -288,7 +289,8 @@ def _select(source: Source, opened: Opened, notes: list[str]) -> dict[str, Selec
                 allowed="parts that do not overlap",
             )
     used = {key for part in chosen.values() for piece in part.pieces for key in piece.origin.keys}
-    files = [path.name for path in opened.loose if str(path.resolve()) not in used]
+    loose = [path for path in opened.loose if str(path.resolve()) not in used]
+    files = [f"{path.name}/" if path.is_dir() else path.name for path in loose]
     if files:
         notes.append(f"files that name no split are not used: {', '.join(files)}")
     idle = sorted(name for name, origin in opened.splits.items() if not origin.keys & used)
@@ -332,7 +334,7 @@ def _default_held_out(
 
 def _selection(source: Source, opened: Opened, part: str, expression: str) -> Selection:
     where = f"data.{part}"
-    whole = _find_file(opened, expression)
+    whole = expression not in opened.splits and _find(opened, expression)
     terms = [Term(expression)] if whole else parse(expression, where=where)
     selection = Selection(expression)
     for term in terms:
@@ -351,19 +353,23 @@ def _selection(source: Source, opened: Opened, part: str, expression: str) -> Se
     return selection
 
 
-def _find_file(opened: Opened, base: str) -> Path | None:
+def _find(opened: Opened, base: str) -> Path | None:
+    """The file, or else the folder, that a term names."""
     candidates = [path_of(base, DataError)]
     if opened.folder is not None:
         candidates.insert(0, opened.folder / base)
-    return next((path for path in candidates if path.is_file()), None)
+    folders = [path for path in candidates if path.is_dir()]
+    return next((path for path in candidates if path.is_file()), folders[0] if folders else None)
 
 
 def _origin(source: Source, opened: Opened, base: str, where: str) -> Origin:
     if base in opened.splits:
         return opened.splits[base]
-    path = _find_file(opened, base)
+    path = _find(opened, base)
     if path is None and (Path(base).suffix.lower() in READERS or "/" in base):
         path = (opened.folder or Path()) / base
+    if path is not None and path.is_dir():
+        return folder_origin(path, base, source.encoding, source.delimiter)
     if path is not None:
         return file_origin(path, base, source.encoding, source.delimiter)
     loose = [path.name for path in opened.loose]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_llm_recipes.assets import file_sha256
+from hf_llm_recipes.data.folders import ClassFolders, class_folders
 from hf_llm_recipes.data.reading import (
     READERS,
     Table,
@@ -186,17 +187,61 @@ def _joined(paths: list[Path], tables: list[Table]) -> Dataset:
 def _open_folder(path: Path, name: str, encoding: str, delimiter: str | None) -> Opened:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _open_saved(path, name)
-    entries = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
-    files = [entry for entry in entries if entry.suffix.lower() in READERS]
+    files = _row_files(path)
     if not files:
-        raise DataError(
-            f"the folder holds no file of rows; it holds {_contents(path)}",
-            where=name,
-            allowed=", ".join(READERS) + ", or a folder written by save_to_disk",
-            hint=f"name the folder inside it, or use a glob such as {name}/**/*.parquet",
-        )
+        splits, loose = _splits_of_classes(path, encoding)
+        if not splits:
+            raise _without_rows(path, name)
+        return Opened("folder", splits, {"origin": f"folder {name}"}, [], path, loose)
     splits, loose = _named_splits(files, encoding, delimiter)
     return Opened("folder", splits, {"origin": f"folder {name}"}, [], path, loose)
+
+
+def folder_origin(path: Path, name: str, encoding: str, delimiter: str | None) -> Origin:
+    """Returns the origin of a folder that is one split: files of rows, or one folder a class.
+
+    Raises:
+        DataError: it holds neither.
+    """
+    files = _row_files(path)
+    if files:
+        return _files_origin(name, files, encoding, delimiter)
+    found = class_folders(path)
+    if found is None:
+        raise _without_rows(path, name)
+    return _classes_origin(name, found, encoding)
+
+
+def _row_files(path: Path) -> list[Path]:
+    entries = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    return [entry for entry in entries if entry.suffix.lower() in READERS]
+
+
+def _splits_of_classes(path: Path, encoding: str) -> tuple[dict[str, Origin], list[Path]]:
+    """The splits of `photos/train/cat/1.png`, or of `photos/cat/1.png`, and folders that name none."""
+    folders = [entry for entry in sorted(path.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
+    named = {folder.name.lower(): folder for folder in folders if SPLIT_STEM.match(folder.name)}
+    found = {split: class_folders(folder) for split, folder in (named or {"train": path}).items()}
+    origins = {
+        split: _classes_origin(split, classes, encoding)
+        for split, classes in found.items()
+        if classes is not None
+    }
+    return origins, [folder for folder in folders if named and folder not in named.values()]
+
+
+def _classes_origin(name: str, found: ClassFolders, encoding: str) -> Origin:
+    return Origin(name, frozenset([str(found.root.resolve())]), lambda: found.read(encoding))
+
+
+def _without_rows(path: Path, name: str) -> DataError:
+    return DataError(
+        f"the folder holds no file of rows; it holds {_contents(path)}",
+        where=name,
+        allowed=", ".join(READERS) + ", a folder written by save_to_disk, or one folder of images or of .txt "
+        "a class",
+        hint=f"name the folder inside it, or use a glob such as {name}/**/*.parquet",
+    )
 
 
 def _contents(path: Path) -> str:

@@ -108,7 +108,12 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _decode(path: Path, raw: bytes, encoding: str) -> str:
+def decoded(path: Path, raw: bytes, encoding: str) -> str:
+    """Returns a file's text.
+
+    Raises:
+        DataError: an unknown encoding, a byte that is not of it, or a NUL.
+    """
     try:
         found = codecs.lookup(encoding)
         codec = found.name
@@ -148,7 +153,7 @@ def _guess_encoding(raw: bytes) -> str:
 
 def _read_csv(path: Path, encoding: str, delimiter: str | None) -> Table:
     raw = path.read_bytes()
-    text = _decode(path, raw, encoding)
+    text = decoded(path, raw, encoding)
     separator = delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
     if len(separator) != 1 or separator in '"\r\n':
         raise DataError(
@@ -244,7 +249,7 @@ def _text_dataset(names: list[str], columns: list[list[str]]) -> Dataset:
 
 def _read_text(path: Path, encoding: str, delimiter: str | None) -> Table:
     raw = path.read_bytes()
-    lines = _decode(path, raw, encoding).split("\n")
+    lines = decoded(path, raw, encoding).split("\n")
     if lines[-1] == "":
         lines.pop()
     lines = [line.removesuffix("\r") for line in lines]
@@ -260,7 +265,7 @@ def _read_json(path: Path, encoding: str, delimiter: str | None) -> Table:
     from datasets import Dataset
 
     raw = path.read_bytes()
-    text = _decode(path, raw, encoding)
+    text = decoded(path, raw, encoding)
     start = text.lstrip()[:1] if path.suffix.lower() == ".json" else ""
     if start == "[":
         rows = _json_list(path, text)
