@@ -127,6 +127,13 @@ def plan(recipe: Recipe) -> Plan:
     trainer = _trainer(recipe, method_class)
     algorithm = _algorithm(recipe, method_class)
     _check_pool_is_used(recipe, source, method_class)
+    if source.clean is not None and task_class.places:
+        raise RecipeError(
+            f"data.clean would move the places that labels of the task {task_name} count in characters",
+            where=recipe.where("data", "clean"),
+            allowed="tasks whose labels are no places in a text",
+            hint="take it out, and clean the texts before their answers are marked",
+        )
     augmentation, augmentation_readers = _listed(recipe, AUGMENTATIONS, "augmentation")
     stages, stage_readers = _listed(recipe, STAGES, "stages")
     callbacks, callback_readers = _listed(recipe, CALLBACKS, "callbacks", method_class.refused_callbacks)

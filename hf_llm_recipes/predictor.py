@@ -25,6 +25,7 @@ from hf_llm_recipes.tuning import _model
 from hf_llm_recipes.tuning._model import ModelSource
 
 PADDING = -100
+CALIBRATION = "for calibrated probabilities: `evaluate RUN --temperature`, then `predict --calibrated`"
 
 
 class Predictor:
@@ -87,7 +88,13 @@ class Predictor:
         """
         if not settings and seed is None:
             return
-        check_writes(self.task, "be changed by options")
+        if not self.task.takes_settings:
+            raise RunError(
+                f"the run's task is {registered_name(type(self.task))}, whose model writes no text: tokens, "
+                "temperature, sampling and seed have no effect",
+                allowed="runs of the tasks chat, generation, preference, clm and seq2seq",
+                hint=CALIBRATION if self.task.problem in temperature.PROBLEMS else None,
+            )
         self.task = self.task.with_settings(settings)
         if seed is None:
             return
@@ -236,8 +243,9 @@ def check_writes(task: Task, what: str) -> None:
         RunError: it writes none.
     """
     if not task.writes:
+        does = "reads a source and writes a target: it" if task.takes_settings else "writes no text: it"
         raise RunError(
-            f"the run's task is {registered_name(type(task))}, whose model writes no text to {what}",
+            f"the run's task is {registered_name(type(task))}, whose model {does} cannot {what}",
             allowed="runs of the tasks chat, generation, preference and clm",
         )
 

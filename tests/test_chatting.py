@@ -284,8 +284,11 @@ def test_a_model_that_writes_no_text():
     from hf_llm_recipes.tasks.text_classification import TextClassification
 
     predictor = Predictor(SimpleNamespace(), None, TextClassification())
-    with pytest.raises(RunError, match="task is text_classification, whose model writes no text"):
+    said = "task is text_classification, whose model writes no text: tokens, temperature, .* have no effect"
+    with pytest.raises(RunError, match=said) as caught:
         predictor.write_with({"max_new_tokens": 3})
+    assert "allowed: runs of the tasks chat, generation, preference, clm and seq2seq" in str(caught.value)
+    assert "do: for calibrated probabilities: `evaluate RUN --temperature`, then" in str(caught.value)
 
 
 def test_an_empty_text_has_nothing_to_go_on_from():

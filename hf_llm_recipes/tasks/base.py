@@ -75,7 +75,13 @@ class Task(ABC):
     label_names: ClassVar[list[str] | None] = None  # of a batch, where the model's forward takes none
     compares_rows: ClassVar[bool] = False  # its loss is one of rows beside each other: a batch cannot be cut
     judges_model: ClassVar[bool] = False  # logits of all test rows are too many: see `judge_model`
+    places: ClassVar[bool] = False  # its labels are places in a text, counted in characters
     writes: ClassVar[bool] = False  # a causal model that answers with text: see `LanguageTask.writing`
+
+    @property
+    def takes_settings(self) -> bool:
+        """Whether ``GenerationConfig`` changes what it writes, and it has ``LanguageTask.with_settings``."""
+        return self.writes
 
     @property
     @abstractmethod

@@ -74,6 +74,7 @@ class QuestionAnswering(Task):
     peft_task_type: ClassVar[str | None] = None  # the model of QUESTION_ANS (peft 0.21) drops token_type_ids
     pipeline_tag: ClassVar[str] = "question-answering"
     problem: ClassVar[str] = "answers"
+    places: ClassVar[bool] = True
     judges_model: ClassVar[bool] = True
     label_names: ClassVar[list[str] | None] = ["labels"]
     methods: ClassVar[tuple[str, ...] | None] = ("supervised",)

@@ -9,6 +9,7 @@ Shapes: B rows, S source tokens, T target tokens.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -77,6 +78,11 @@ class Seq2Seq(LanguageTask):
     def input_columns(self) -> list[str]:
         """The source."""
         return [self.source]
+
+    @property
+    def takes_settings(self) -> bool:
+        """Always: it writes, though it goes on with no text."""
+        return True
 
     def prepare(self, loaded: Any, tokenizer: Any, model_config: Any) -> Prepared:
         """Returns sources and targets as ids of every split; see ``Task.prepare``."""
@@ -151,6 +157,12 @@ class Seq2Seq(LanguageTask):
         """Answers a source behind the prefix."""
         settings = {"do_sample": False, **(self.generation or {}), "max_new_tokens": self.max_new_tokens}
         return Writing(settings, chats=False, prefix=self.prefix)
+
+    def with_settings(self, given: dict[str, Any]) -> Seq2Seq:
+        """Returns a copy that writes with other values of ``GenerationConfig``; what is not given stays."""
+        more = {key: value for key, value in given.items() if key != "max_new_tokens"}
+        most = given.get("max_new_tokens", self.max_new_tokens)
+        return dataclasses.replace(self, max_new_tokens=most, generation={**(self.generation or {}), **more})
 
     def _written(self, model: Any, sources: Any, tokenizer: Any) -> list[str]:
         """What the model writes to each source, the longest first."""

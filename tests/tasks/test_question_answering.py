@@ -484,6 +484,26 @@ def test_only_supervised_training_takes_it(tiny_bert, tmp_path):
         plan(Recipe.from_dict(values(tiny_bert, tmp_path, method="self_training")))
 
 
+def test_texts_whose_places_are_marked_are_not_cleaned(tiny_bert, tmp_path):
+    from hf_llm_recipes.errors import RecipeError
+
+    made = values(tiny_bert, tmp_path)
+    made["data"]["clean"] = False
+    assert plan(Recipe.from_dict(made)).source.clean is None
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        "model: {name: x}\ndata:\n  name: rows.jsonl\n  clean: true\ntask: question_answering\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(RecipeError) as caught:
+        plan(Recipe.load(file))
+    assert str(caught.value) == (
+        f"{file}:4: data.clean would move the places that labels of the task question_answering count in "
+        "characters\n  allowed: tasks whose labels are no places in a text\n  do: take it out, and clean the "
+        "texts before their answers are marked"
+    )
+
+
 def test_it_learns(tiny_bert):
     data = Dataset.from_list(many(96))
     task = QuestionAnswering(max_length=24, max_question_length=2)

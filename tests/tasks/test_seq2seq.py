@@ -13,7 +13,7 @@ from hf_llm_recipes.checking.turns import started_twice
 from hf_llm_recipes.data.loading import Loaded
 from hf_llm_recipes.errors import DataError, RunError
 from hf_llm_recipes.judging import evaluate_run
-from hf_llm_recipes.predictor import Predictor
+from hf_llm_recipes.predictor import Predictor, check_writes
 from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.run import run
 from hf_llm_recipes.tasks.seq2seq import Seq2Seq
@@ -178,6 +178,30 @@ def test_a_run(tiny_t5, tmp_path, tuning):
     (answer,) = Predictor.load(done.path).predict(["the old ball"])
     assert isinstance(answer["generated"], str)
     assert "AutoModelForSeq2SeqLM" in (done.path / "README.md").read_text(encoding="utf-8")
+
+
+def test_how_it_writes_can_be_changed(tiny_t5, tokenizer):
+    model = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5).eval()
+    predictor = Predictor(model, tokenizer, Seq2Seq(max_new_tokens=6, generation={"num_beams": 2}))
+
+    def written(settings, seed=None):
+        predictor.write_with(settings, seed)
+        return [answer["generated"] for answer in predictor.predict(["the old ball", "a team"])]
+
+    with pytest.raises(RunError, match="a seed has no effect: the likeliest token is taken"):
+        predictor.write_with({}, seed=3)
+    drawn = {"do_sample": True, "temperature": 5.0, "max_new_tokens": 9}
+    one, again, other = (written(drawn, seed) for seed in (3, 3, 4))
+    assert one == again != other
+    settings = predictor.task.writing(tokenizer).settings
+    assert settings == {"num_beams": 2, **drawn}
+    assert predictor.task.max_new_tokens == 9
+    assert len(" ".join(written({"do_sample": False, "max_new_tokens": 1})).split()) <= 2
+
+
+def test_it_has_no_conversation():
+    with pytest.raises(RunError, match="task is seq2seq, whose model reads a source and writes a target: it"):
+        check_writes(Seq2Seq(), "be served")
 
 
 def test_it_learns(tiny_t5, tmp_path):
