@@ -8,7 +8,7 @@ from transformers import BitsAndBytesConfig
 from hf_llm_recipes.errors import RunError
 from hf_llm_recipes.models.decoder import HlrDecoderConfig, HlrDecoderForCausalLM
 from hf_llm_recipes.tuning._model import _keep_4bit_arithmetic
-from hf_llm_recipes.tuning._packed_check import TOLERANCE, check_packed, without_dropout
+from hf_llm_recipes.tuning._packed_check import TOLERANCE, _packed_logits, check_packed, without_dropout
 
 SHAPE = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 HF = {**SHAPE, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
@@ -100,6 +100,27 @@ def test_quantised(width, tiny_llama):
     )
     _keep_4bit_arithmetic(made)
     assert check_packed(made, ROWS) < TOLERANCE[torch.bfloat16]
+
+
+def test_outliers_of_other_rows_are_no_leak_in_8bit(tiny_llama):
+    made = transformers.AutoModelForCausalLM.from_pretrained(
+        tiny_llama,
+        attn_implementation="hlr_packed",
+        quantization_config=BitsAndBytesConfig(load_in_8bit=True),
+    )
+    for (
+        layer
+    ) in made.model.layers:  # columns that some rows bring above LLM.int8()'s threshold, and some do not
+        layer.input_layernorm.weight.data[::4] = 4.0
+        layer.post_attention_layernorm.weight.data[::4] = 4.0
+    layers = [module for module in made.modules() if type(module).__name__ == "Linear8bitLt"]
+    assert layers
+    assert check_packed(made, ROWS) < 1e-4  # rows rounded apart do not know each other
+    assert {layer.state.threshold for layer in layers} == {6.0}
+    with torch.no_grad():
+        pieces = [torch.tensor(row["input_ids"]) for row in ROWS if len(row["input_ids"]) > 1]
+        packed = _packed_logits(made, pieces, {})[: len(pieces[0])]
+        assert (packed - _packed_logits(made, pieces[:1], {})).abs().max() > 1e-3 * packed.std()
 
 
 def test_nothing_to_check():
