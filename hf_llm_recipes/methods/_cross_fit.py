@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer
 
 from hf_llm_recipes.averaging import WeightSet
 from hf_llm_recipes.callbacks.graceful_stop import GracefulStop
@@ -140,10 +140,17 @@ def quiet(parts: Parts, folder: str) -> Any:
     return made
 
 
+def unheard(trainer: Trainer) -> Trainer:
+    """Returns a Trainer that neither prints its log nor draws a bar: it is not the run's own training."""
+    for kind in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(kind)
+    return trainer
+
+
 def _trained(trainer: Trainer, held: Any, start: WeightSet, stops: list[GracefulStop]) -> tuple[str, float]:
     """Trains, judges the exported weights on the held-out rows, and gives the model its weights back."""
     try:
-        trainer.train()
+        unheard(trainer).train()
         if any(stop.received is not None for stop in stops):
             raise InterruptedRunError(
                 "stopped while labeled rows were held out in turn: nothing was saved yet",

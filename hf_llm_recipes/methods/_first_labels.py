@@ -33,7 +33,7 @@ from hf_llm_recipes.callbacks.graceful_stop import GracefulStop
 from hf_llm_recipes.data import propagation
 from hf_llm_recipes.errors import InterruptedRunError
 from hf_llm_recipes.methods import _features
-from hf_llm_recipes.methods._cross_fit import FOLDS, folds, quiet
+from hf_llm_recipes.methods._cross_fit import FOLDS, folds, quiet, unheard
 from hf_llm_recipes.methods._forward import model_inputs
 from hf_llm_recipes.methods.base import Parts
 from hf_llm_recipes.methods.supervised import Supervised
@@ -148,7 +148,7 @@ def _train(parts: Parts, rows: np.ndarray, steps: int, folder: str) -> None:
     mine = replace(
         parts, train=parts.train.select(rows), eval=None, callbacks=list(stops), arguments=arguments
     )
-    Supervised().build(mine).train()
+    unheard(Supervised().build(mine)).train()
     if any(stop.received is not None for stop in stops):
         raise InterruptedRunError(
             "stopped while the first labels of the pool were made: nothing was saved yet", hint="run it again"
@@ -165,7 +165,7 @@ def _probabilities(parts: Parts, rows: Any, chosen: np.ndarray, label: str | Non
     found = np.empty((len(few), model.config.num_labels))
     device, training = next(model.parameters()).device, model.training
     model.eval()
-    for start in tqdm(range(0, len(order), size), desc=label, disable=label is None or len(order) < 500):
+    for start in tqdm(range(0, len(order), size), desc=label, disable=label is None or len(order) < 500 or None):
         places = order[start : start + size]
         batch = parts.collator([_unlabeled(few[int(place)]) for place in places])
         batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}

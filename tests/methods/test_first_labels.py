@@ -100,6 +100,9 @@ def test_folds_take_half_the_steps_and_few_passes(tiny_bert, tmp_path, monkeypat
             seen.append((parts.arguments.max_steps, len(parts.train), parts.eval))
             return self
 
+        def remove_callback(self, kind):
+            pass
+
         def train(self):
             pass
 
@@ -207,3 +210,9 @@ def test_without_two_rows_of_a_class_none_can_be_held_out(tiny_bert, tmp_path):
         SemiSupervised(warm_start="fine_tuned", unlabeled_ratio=2).build(parts)
     trainer = SemiSupervised(unlabeled_ratio=2).build(parts)
     assert trainer.warm_start is not None
+
+
+def test_nothing_is_printed_of_these_trainings(tiny_bert, tmp_path, capsys):
+    parts = parts_of(tiny_bert, tmp_path, disable_tqdm=True)  # with which transformers prints each log
+    _first_labels._train(parts, np.arange(len(parts.train)), 2, str(tmp_path))
+    assert capsys.readouterr().out == ""
