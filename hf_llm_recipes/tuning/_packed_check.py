@@ -76,11 +76,7 @@ def rows_rounded_apart(model: nn.Module) -> Iterator[None]:
     LLM.int8() keeps a column in 16 bits where any row of the batch is above a threshold, so that other rows
     change how a row is rounded: by a standard deviation of the logits, on a real model, and without a leak.
     """
-    before = [
-        (module.state, module.state.threshold)
-        for module in model.modules()
-        if type(module).__name__ == "Linear8bitLt"
-    ]
+    before = [(module.state, module.state.threshold) for module in _in_8bit(model)]
     for state, _ in before:
         state.threshold = 0.0
     try:
@@ -88,6 +84,14 @@ def rows_rounded_apart(model: nn.Module) -> Iterator[None]:
     finally:
         for state, threshold in before:
             state.threshold = threshold
+
+
+def _in_8bit(model: nn.Module) -> list[Any]:
+    if not getattr(model, "is_loaded_in_8bit", False):
+        return []
+    from bitsandbytes.nn import Linear8bitLt  # peft's layer around one has the same name
+
+    return [module for module in model.modules() if isinstance(module, Linear8bitLt)]
 
 
 def _leaks(name: str, reason: str) -> RunError:

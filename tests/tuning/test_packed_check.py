@@ -8,7 +8,13 @@ from transformers import BitsAndBytesConfig
 from hf_llm_recipes.errors import RunError
 from hf_llm_recipes.models.decoder import HlrDecoderConfig, HlrDecoderForCausalLM
 from hf_llm_recipes.tuning._model import _keep_4bit_arithmetic
-from hf_llm_recipes.tuning._packed_check import TOLERANCE, _packed_logits, check_packed, without_dropout
+from hf_llm_recipes.tuning._packed_check import (
+    TOLERANCE,
+    _in_8bit,
+    _packed_logits,
+    check_packed,
+    without_dropout,
+)
 
 SHAPE = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 HF = {**SHAPE, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
@@ -102,7 +108,8 @@ def test_quantised(width, tiny_llama):
     assert check_packed(made, ROWS) < TOLERANCE[torch.bfloat16]
 
 
-def test_outliers_of_other_rows_are_no_leak_in_8bit(tiny_llama):
+@pytest.mark.parametrize("adapter", [False, True])
+def test_outliers_of_other_rows_are_no_leak_in_8bit(tiny_llama, adapter):
     made = transformers.AutoModelForCausalLM.from_pretrained(
         tiny_llama,
         attn_implementation="hlr_packed",
@@ -113,8 +120,10 @@ def test_outliers_of_other_rows_are_no_leak_in_8bit(tiny_llama):
     ) in made.model.layers:  # columns that some rows bring above LLM.int8()'s threshold, and some do not
         layer.input_layernorm.weight.data[::4] = 4.0
         layer.post_attention_layernorm.weight.data[::4] = 4.0
-    layers = [module for module in made.modules() if type(module).__name__ == "Linear8bitLt"]
-    assert layers
+    if adapter:
+        made = get_peft_model(made, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+    layers = _in_8bit(made)
+    assert len(layers) == 2 * 7
     assert check_packed(made, ROWS) < 1e-4  # rows rounded apart do not know each other
     assert {layer.state.threshold for layer in layers} == {6.0}
     with torch.no_grad():
