@@ -27,7 +27,15 @@ from hf_llm_recipes.data.dedup import Deduplication, drop_duplicates
 from hf_llm_recipes.data.origins import EVAL_NAMES, Opened, Origin, file_origin, folder_origin, open_source
 from hf_llm_recipes.data.pool import check_pool, few_labels
 from hf_llm_recipes.data.reading import READERS, read_table
-from hf_llm_recipes.data.splitting import Term, bounds, check_fraction, hold_out, parse, why_not_stratified
+from hf_llm_recipes.data.splitting import (
+    Term,
+    bounds,
+    check_fraction,
+    hold_out,
+    lone_classes,
+    parse,
+    why_not_stratified,
+)
 from hf_llm_recipes.errors import DataError, did_you_mean
 from hf_llm_recipes.rundir import path_of
 
@@ -502,6 +510,8 @@ def _cut(
         groups, how = _groups(train, stratify_by, notes)
     fractions = {part: getattr(source, f"{part}_fraction") for part in missing}
     parts = hold_out(len(train), fractions, groups=groups, seed=source.split_seed)
+    lone = None if groups is None else lone_classes(groups, parts)
+    notes += [lone] if lone else []
     for part in missing:
         share = f"{fractions[part] * 100:g} % of train"
         notes.append(

@@ -136,5 +136,22 @@ def why_not_stratified(groups: Sequence) -> str | None:
         return "its values are lists"
     if any(isinstance(group, float) for group in groups):
         return "its values are real numbers"
-    rare = [group for group, count in Counter(groups).items() if count < 2]
-    return f"the class {rare[0]!r} has one row" if rare else None
+    return None
+
+
+def lone_classes(groups: Sequence, parts: dict[str, np.ndarray], most: int = 5) -> str | None:
+    """Returns which classes have one row, and where it is; None where there is none.
+
+    Args:
+        groups: A class for each row; None and ``""`` are none.
+        parts: Of ``hold_out``.
+        most: Classes that are named.
+    """
+    lone = [group for group, count in Counter(groups).items() if count < 2 and group not in (None, "")]
+    if not lone:
+        return None
+    rows = {group: row for row, group in enumerate(groups)}
+    part_of = {int(row): part for part, some in parts.items() for row in some}
+    shown = ", ".join(f"{group!r} (in {part_of[rows[group]]})" for group in lone[:most])
+    more = f", … ({len(lone) - most} more)" if len(lone) > most else ""
+    return f"classes of one row, which no two parts can share: {shown}{more}"

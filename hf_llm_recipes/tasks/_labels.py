@@ -10,6 +10,7 @@ from typing import Any
 from hf_llm_recipes.errors import DataError, did_you_mean
 
 UNLABELED = -100
+QUOTED = 60  # characters of a text in a message
 
 
 def declared_names(dataset: Any, column: str) -> list[str] | None:
@@ -59,7 +60,7 @@ def to_class(
     Raises:
         DataError: no label, or none of the classes.
     """
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+    if is_missing(value):
         raise DataError("has no label", where=where, hint="take the row out or label it")
     whole = isinstance(value, int) and not isinstance(value, bool)
     if integers is not None and whole:
@@ -75,6 +76,33 @@ def to_class(
         allowed=_listing(names),
         hint="mend the row, or name every class under `task.labels`",
     )
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a row says nothing of its class."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def refuse_missing(values: Sequence[Any], texts: Sequence[Any], *, where: str) -> None:
+    """Refuses rows without a label, and says how the first begins: its file has another number for it.
+
+    Raises:
+        DataError: a label is missing.
+    """
+    missing = [row for row, value in enumerate(values) if is_missing(value)]
+    if missing:
+        said = f"; {len(missing):,} of {len(values):,} rows have none" if len(missing) > 1 else ""
+        raise DataError(
+            f"has no label: {quoted(texts[missing[0]])}{said}",
+            where=f"{where}, row {missing[0]}",
+            hint="take the row out or label it",
+        )
+
+
+def quoted(text: Any) -> str:
+    """Returns the beginning of a row's text, by which it is found in its file."""
+    line = " ".join(str(text).split())
+    return repr(line if len(line) <= QUOTED else line[: QUOTED - 1] + "…")
 
 
 def _within(number: int, names: Sequence[str], where: str) -> int:

@@ -302,6 +302,8 @@ class TextClassification(Task):
         if isinstance(rows, IterableDataset):
             made = rows.map(encode, with_indices=True, batched=True, remove_columns=column_names(rows))
             return made.remove_columns(["_cut", "_empty"]), {"rows": "a stream"}
+        if names is not None and self.stratify_by is not None:
+            _labels.refuse_missing(rows[self.stratify_by], rows[self.text], where=where)
         with bar_if_long(len(rows)):
             made = rows.map(
                 encode,
@@ -334,21 +336,35 @@ class TextClassification(Task):
         integers: Sequence[str] | None,
         where: str,
     ) -> list:
-        places = [f"{where}, row {index}" for index in indices]
+        made = []
+        for at, index in enumerate(indices):
+            row = {column: values[at] for column, values in batch.items()}
+            try:
+                made.append(self._encode_label(row, names, integers, f"{where}, row {index}"))
+            except DataError as error:  # the row has another number in its file: its text says which it is
+                raise DataError(
+                    f"{error.what}; the row is {_labels.quoted(row[self.text])}",
+                    where=error.where,
+                    allowed=error.allowed,
+                    hint=error.hint,
+                ) from None
+        return made
+
+    def _encode_label(
+        self, row: dict[str, Any], names: list[str], integers: Sequence[str] | None, place: str
+    ) -> Any:
         if isinstance(self.label, list):
-            rows = zip(*(batch[column] for column in self.label), strict=True)
-            return [[_flag(v, where=place) for v in row] for row, place in zip(rows, places, strict=True)]
-        values = list(zip(batch[self.label], places, strict=True))
+            return [_flag(row[column], where=place) for column in self.label]
+        value = row[self.label]
         if self.problem == "regression":
-            return [_labels.to_number(value, where=place) for value, place in values]
-        to_class = partial(_labels.to_class, names=names, integers=integers, numbers=bool(self.labels))
+            return _labels.to_number(value, where=place)
+        to_class = partial(
+            _labels.to_class, names=names, integers=integers, numbers=bool(self.labels), where=place
+        )
         if self.problem == "single_label":
-            return [to_class(value, where=place) for value, place in values]
-        chosen = [
-            {to_class(one, where=place) for one in _labels.to_set(value, self._separator, where=place)}
-            for value, place in values
-        ]
-        return [[float(i in row) for i in range(len(names))] for row in chosen]
+            return to_class(value)
+        chosen = {to_class(one) for one in _labels.to_set(value, self._separator, where=place)}
+        return [float(i in chosen) for i in range(len(names))]
 
     def _count(self, made: Any, where: str) -> dict[str, Any]:
         cut, empty = np.asarray(made["_cut"][:]), np.asarray(made["_empty"][:])

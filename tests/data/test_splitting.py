@@ -8,6 +8,7 @@ from hf_llm_recipes.data.splitting import (
     bounds,
     check_fraction,
     hold_out,
+    lone_classes,
     parse,
     why_not_stratified,
 )
@@ -98,6 +99,22 @@ def test_too_few_rows_to_hold_out():
 
 def test_why_not_stratified():
     assert why_not_stratified(["a", "a", "b", "b"]) is None
-    assert why_not_stratified(["a", "a", "b"]) == "the class 'b' has one row"
+    assert why_not_stratified(["a", "a", "b", None, ""]) is None
     assert why_not_stratified([[1], [2]]) == "its values are lists"
     assert why_not_stratified([0.5, 0.5]) == "its values are real numbers"
+
+
+def test_a_class_of_one_row_stays_in_train_and_the_others_keep_their_shares():
+    groups = ["a"] * 60 + ["rare"] + ["b"] * 39 + [None]
+    parts = hold_out(101, {"eval": 0.1, "test": 0.1}, groups=groups, seed=0)
+    for part in ("eval", "test"):
+        held = [groups[row] for row in parts[part]]
+        assert (held.count("a"), held.count("b")) == (6, 4)
+    assert (
+        lone_classes(groups, parts) == "classes of one row, which no two parts can share: 'rare' (in train)"
+    )
+    assert lone_classes(["a", "a", "", None], {"train": np.arange(4)}) is None
+    many = lone_classes([str(i) for i in range(9)], {"eval": np.array([0]), "train": np.arange(1, 9)})
+    assert many.endswith(
+        "'0' (in eval), '1' (in train), '2' (in train), '3' (in train), '4' (in train), … (4 more)"
+    )

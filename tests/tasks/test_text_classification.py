@@ -287,6 +287,11 @@ REFUSED = {
     "pair column": ({"text_pair": "second"}, GOOD, "there is no column `second`"),
     "no label": ({}, {**GOOD, "label": ["a", "b", "", "b"]}, "train split, row 2: has no label"),
     "null label": ({}, {**GOOD, "label": ["a", None, "a", "b"]}, "train split, row 1: has no label"),
+    "no labels of two rows": (
+        {},
+        {"text": [f"is  this\n{'a' * 60}", *TEXTS[1:]], "label": [None, "b", "", "b"]},
+        f"train split, row 0: has no label: 'is this {'a' * 51}…'; 2 of 4 rows have none",
+    ),
     "no labels at all": (
         {"problem": "multi_label"},
         {**GOOD, "label": ["", "", "", ""]},
@@ -323,7 +328,7 @@ REFUSED = {
     "flag": (
         {"problem": "multi_label", "label": ["x", "y"]},
         {"text": TEXTS, "x": [0, 1, 2, 0], "y": [0, 0, 0, 0]},
-        "train split, row 2: label 2 is no flag\n  allowed: 0 or 1",
+        f"train split, row 2: label 2 is no flag; the row is {TEXTS[2]!r}\n  allowed: 0 or 1",
     ),
 }
 
