@@ -31,6 +31,7 @@ from hf_llm_recipes.estimate import predicted
 from hf_llm_recipes.planning import Plan, plan, recipe_text
 from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.rundir import RunDirectory
+from hf_llm_recipes.teachers import to_train
 from hf_llm_recipes.training import device_defaults, trainer_of
 
 log = logging.getLogger("hf_llm_recipes")
@@ -81,6 +82,10 @@ def run(recipe: Recipe | str | Path, *overrides: str) -> Run:
         for override in overrides:
             recipe.override(override)
     to = pushing.before_training(recipe)
+    teacher = to_train(recipe)
+    if teacher is not None:
+        plan(recipe)  # a mistake in it costs seconds
+        run(teacher)
     done = _with_baseline(recipe) if recipe.get("compare") else _Runner(plan(recipe)).run()
     done.pushed = pushing.after_run(done.path, to)
     return done

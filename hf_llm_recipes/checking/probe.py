@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hf_llm_recipes.checking.lengths import sizes
 from hf_llm_recipes.checking.subject import Subject
+from hf_llm_recipes.methods._teacher import untrained
 from hf_llm_recipes.methods.distillation import Distillation
 from hf_llm_recipes.methods.propagation import Propagation
 from hf_llm_recipes.methods.semi_supervised import SemiSupervised
@@ -63,8 +64,7 @@ def build(subject: Subject, folder: Path) -> Probe:
     """
     whole, plan = subject.prepared, subject.plan
     few = few_rows(subject)
-    asks_of_pool = isinstance(plan.method, Distillation) and whole.unlabeled is not None
-    own = not (isinstance(plan.method, BY_POOL) or asks_of_pool)
+    own = not (isinstance(plan.method, BY_POOL) or _waits_for_teacher(plan.method, whole.unlabeled))
     evaluated = None if whole.eval is None else whole.eval.select(range(1))
     subject.prepared = dataclasses.replace(whole, train=few, eval=evaluated)
     settings = {"dataloader_num_workers": 0, "dataloader_drop_last": False}
@@ -76,6 +76,11 @@ def build(subject: Subject, folder: Path) -> Probe:
     finally:
         subject.prepared = whole
     return Probe(subject.trainer, len(few), own)
+
+
+def _waits_for_teacher(method: Any, pool: Any) -> bool:
+    """Whether a teacher must answer a pool first, or be trained itself."""
+    return isinstance(method, Distillation) and (pool is not None or untrained(method.teacher) is not None)
 
 
 def few_rows(subject: Subject) -> Any:

@@ -1,8 +1,9 @@
-"""Teachers: a finished run, or a checkpoint that needs no head of ours."""
+"""Teachers: a finished run, a recipe that is run for it, or a checkpoint that needs no head of ours."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,16 @@ from typing import Any
 
 from transformers import AutoImageProcessor, AutoTokenizer
 
-from hf_llm_recipes import trust
+from hf_llm_recipes import shipped, trust
 from hf_llm_recipes.errors import RunError
+from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.registry import TASKS
-from hf_llm_recipes.rundir import MODEL, RECIPE, RECORD, path_of
+from hf_llm_recipes.rundir import METRICS, MODEL, RECIPE, RECORD, path_of
 from hf_llm_recipes.tuning import _model
 from hf_llm_recipes.tuning._model import ModelSource
+
+TEACHERS = Path("runs") / "teachers"
+OWN = ("compare", "push_to_hub", "resume")  # keys of a recipe that its run as a teacher goes without
 
 
 @dataclass
@@ -85,10 +90,49 @@ def load_answering(name: str, task: Any, id2label: dict[int, str]) -> Answering:
     return Answering(model, processor, task, _columns(name, model.config, id2label, task))
 
 
+def recipe_of(name: str) -> Recipe | None:
+    """Returns the recipe that a teacher's name stands for; its ``output`` says where the teacher is.
+
+    The folder is named after what the recipe says: a changed recipe is another teacher.
+
+    Args:
+        name: A shipped recipe by its whole name, or a YAML file; None is returned for any other.
+    """
+    file = next((one.path for one in shipped.all_recipes() if one.name == name), None)
+    if file is None and path_of(name).suffix in (".yaml", ".yml") and path_of(name).is_file():
+        file = path_of(name)
+    if file is None:
+        return None
+    recipe = Recipe.load(file)
+    for key in OWN:
+        recipe.values.pop(key, None)
+    recipe.values.pop("output", None)
+    digest = hashlib.sha256(recipe.dump().encode()).hexdigest()
+    recipe.values["output"] = str(TEACHERS / f"{recipe.name.replace('/', '-')}-{digest[:8]}")
+    return recipe
+
+
+def untrained(name: str) -> Recipe | None:
+    """Returns the recipe that must run before a teacher of that name answers; None where none must."""
+    recipe = recipe_of(name)
+    if recipe is None or (path_of(recipe.values["output"]) / METRICS).is_file():
+        return None
+    recipe.values["resume"] = (path_of(recipe.values["output"]) / RECIPE).is_file()
+    return recipe
+
+
 def _run_of(name: str) -> Path | None:
-    """The ``model/`` of a finished run; None for any other name."""
-    path = path_of(name)
-    return next((f for f in (path, path / MODEL) if (f / RECORD).is_file()), None)
+    """The ``model/`` of a finished run, of a recipe's too; None for any other name."""
+    recipe = recipe_of(name)
+    path = path_of(name if recipe is None else recipe.values["output"])
+    found = next((f for f in (path, path / MODEL) if (f / RECORD).is_file()), None)
+    if found is None and recipe is not None:
+        raise RunError(
+            "the teacher's recipe was not run yet",
+            where=name,
+            hint=f"`run` does it first; by hand: hf-llm-recipes run {name} output={path}",
+        )
+    return found
 
 
 def _record(name: str, folder: Path, task: Any) -> dict[str, Any]:
