@@ -81,6 +81,11 @@ def test_rounds_through_a_recipe(values):
     assert all(1 <= one["mean_words"] <= 3 for one in rounds[1:])
     assert done.metrics["test"]["reward"] >= done.metrics["before"]["reward"]
     assert "reward" in done.metrics["comparison"]["supervised"]
+    assert "reward" in done.metrics["method"]["test_first_training"]
+    baseline = json.loads((done.path / "baseline" / "metrics.json").read_text(encoding="utf-8"))
+    steps = [one["steps"] for one in rounds]
+    assert steps == [60] * len(rounds)
+    assert baseline["training"]["steps"] == done.metrics["training"]["steps"] == sum(steps)
 
 
 def test_a_killed_run_goes_on_to_the_same_labels(values, tmp_path):
