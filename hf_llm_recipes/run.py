@@ -582,7 +582,7 @@ class _Runner:
         task = {k: v for k, v in self.plan.recipe.section("task").items() if k != "examples"}
         save_record(
             folder,
-            task=task,
+            task=task | self.plan.task.read_as,
             config=self.prepared.config,
             model=values["model"],
             quantization=self.built.quantization,

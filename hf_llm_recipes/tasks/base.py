@@ -84,6 +84,11 @@ class Task(ABC):
         return self.writes
 
     @property
+    def read_as(self) -> dict[str, Any]:
+        """Fields that ``prepare`` told by the data, in place of those of the recipe; saved with the model."""
+        return {}
+
+    @property
     @abstractmethod
     def stratify_by(self) -> str | None:
         """The column whose proportions a random split keeps."""

@@ -92,14 +92,22 @@ class Chat(LanguageTask):
         if self.max_length is not None and self.max_length < 3:
             raise ValueError(f"max_length is {self.max_length}; allowed: 3 or more tokens")
         if self.format == "text":
-            for key, given in (("chat_template", self.chat_template), ("system", self.system)):
-                if given is not None:
-                    raise ValueError(f"{key} has no effect on plain text (format: text)")
-            if self.loss_on == "last_assistant" or self.truncation != "drop":
-                raise ValueError("loss_on and truncation have no effect on plain text (format: text)")
+            self._check_plain("format: text")
         if self.system is not None and not self.system.strip():
             raise ValueError("system is empty; leave it out")
         _language.check_generation(self.generation)
+
+    def _check_plain(self, why: str) -> None:
+        for key, given in (("chat_template", self.chat_template), ("system", self.system)):
+            if given is not None:
+                raise ValueError(f"{key} has no effect on plain text ({why})")
+        if self.loss_on == "last_assistant" or self.truncation != "drop":
+            raise ValueError(f"loss_on and truncation have no effect on plain text ({why})")
+
+    @property
+    def read_as(self) -> dict[str, Any]:
+        """``format: text`` where the data turned out to be plain text."""
+        return {"format": "text"} if self.format == "text" else {}
 
     @property
     def input_columns(self) -> list[str]:
@@ -133,6 +141,9 @@ class Chat(LanguageTask):
     def prepare(self, loaded: Any, tokenizer: Any, model_config: Any) -> Prepared:
         """Returns tokens and labels of every split; see ``Task.prepare``."""
         length = input_length(self.max_length, tokenizer, model_config)
+        if self._form(loaded.train, "train split", answered=True) == "text":
+            self._check_plain("the data has a column `text`, and no prompts")
+            self.format = "text"  # that the model, too, is asked with plain text
         notes = set_template(tokenizer, self.chat_template)
         made: dict[str, Any] = {"eval": None}
         findings: dict[str, Any] = {}

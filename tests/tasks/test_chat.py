@@ -372,3 +372,16 @@ def test_the_card_shows_the_scores_before_training_beside_those_after(values):
     (line,) = [line for line in card.splitlines() if line.startswith("| Loss (nats) |")]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert [cells[1], cells[3]] == [f"{after:.4f}", f"{before:.4f}"]
+
+
+def test_a_model_that_learnt_plain_text_is_asked_with_plain_text(values, tmp_path):
+    rows = write_csv(tmp_path / "texts.csv", [{"text": "hello hi bye good day be kind"}] * 40)
+    more = (f"data.name={rows}", "trainer.max_steps=40")
+    with pytest.raises(RecipeError, match="task: system has no effect on plain text"):
+        go(values, *more, "task.system=be kind")
+    done = go(values, *more)
+    predictor = Predictor.load(done.path)
+    assert predictor.tokenizer.chat_template  # of the base: it would be asked through that
+    assert not predictor.task.writing(predictor.tokenizer).chats
+    assert predictor.predict(["hello hi bye"])[0]["generated"].startswith("good day be kind")
+    assert "apply_chat_template" not in (done.path / "README.md").read_text(encoding="utf-8")
