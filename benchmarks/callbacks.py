@@ -7,6 +7,7 @@ beginning and the end of a training, is not in them.
 
     python benchmarks/callbacks.py --out callbacks.json
     python benchmarks/callbacks.py --shapes minilm-lora --steps 60 --rounds 5
+    python benchmarks/callbacks.py --shapes tiny-chat-full --ema-every 4
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ THREADED = ("energy", "progress")
 PAUSE = 20.0  # seconds for which a thread is watched
 
 
-def made(kind: str) -> list[Any]:
-    """Returns the callbacks of a kind."""
+def made(kind: str, ema_every: int = 1) -> list[Any]:
+    """Returns the callbacks of a kind; ``ema`` moves after so many steps."""
     from hf_llm_recipes.callbacks import EMA, Energy, Gradients, Memory, Progress, Throughput
 
     progress = Progress()
@@ -46,7 +47,7 @@ def made(kind: str) -> list[Any]:
         "throughput": Throughput(),
         "memory": Memory(),
         "gradients": Gradients(),
-        "ema": EMA(),
+        "ema": EMA(every=ema_every),
         "energy": Energy("FRA"),
         "progress": progress,
     }
@@ -71,12 +72,12 @@ class Ticks(TrainerCallback):
         self.ended = time.process_time()
 
 
-def train(runner: Any, kind: str) -> dict[str, float]:
+def train(runner: Any, kind: str, ema_every: int) -> dict[str, float]:
     """Trains from the same weights and returns CPU seconds of the steps, and of the callbacks in them."""
     from hf_llm_recipes.callbacks import bind
     from hf_llm_recipes.training import trainer_of
 
-    callbacks = made(kind)
+    callbacks = made(kind, ema_every)
     before = copy.deepcopy(runner.built.model.state_dict())
     clock, ticks = Clock(), Ticks()
     with tempfile.TemporaryDirectory() as folder:
@@ -89,15 +90,15 @@ def train(runner: Any, kind: str) -> dict[str, float]:
     return {"seconds": ticks.ended - ticks.begun, "callbacks": clock.seconds}
 
 
-def measure(shape: str, steps: int, rounds: int) -> list[dict[str, Any]]:
+def measure(shape: str, steps: int, rounds: int, ema_every: int) -> list[dict[str, Any]]:
     """Returns the figures of one shape, a row each kind."""
     runner = runner_of(shape, steps)
-    train(runner, ALL)  # warms up
+    train(runner, ALL, ema_every)  # warms up
     found: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     for number in range(rounds):
         turn = number * 3 % len(KINDS)  # another order each round
         for kind in KINDS[turn:] + KINDS[:turn]:
-            found[kind].append(train(runner, kind))
+            found[kind].append(train(runner, kind, ema_every))
     rows = []
     for kind in KINDS[1:]:
         pairs = list(zip(found[kind], found[NONE], strict=True))
@@ -108,6 +109,7 @@ def measure(shape: str, steps: int, rounds: int) -> list[dict[str, Any]]:
                 "callback": kind,
                 "steps": steps,
                 "rounds": rounds,
+                "ema_every": ema_every,
                 "plain_seconds_per_step": statistics.median(one["seconds"] for one in found[NONE]) / steps,
                 "milliseconds_per_step": 1000
                 * statistics.median(one["callbacks"] for one in found[kind])
@@ -160,12 +162,13 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--ema-every", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("callbacks.json"))
     options = parser.parse_args()
     threads = {kind: background(kind) for kind in THREADED}
     rows: list[dict[str, Any]] = []
     for shape in options.shapes:
-        rows += measure(shape, options.steps, options.rounds)
+        rows += measure(shape, options.steps, options.rounds, options.ema_every)
         options.out.write_text(
             json.dumps({"rows": rows, "threads": threads}, indent=2) + "\n", encoding="utf-8"
         )

@@ -99,13 +99,14 @@ class MovingAverage(WeightSet):
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Moves towards the model after optimizer step ``step``, counted from 1."""
+        """Moves towards the model after optimizer step (or move, if rarer) ``step``, counted from 1."""
         decay = min(1 - 1 / (step + 1), self.decay)
-        values = [self.values[name] for name in self.parameters]
+        values = list(self.values.values())  # in the order of the parameters
         weights = [
-            p.detach().to(value.dtype) for p, value in zip(self.parameters.values(), values, strict=True)
+            p if p.dtype == value.dtype else p.to(value.dtype)
+            for p, value in zip(self.parameters.values(), values, strict=True)
         ]
-        torch._foreach_lerp_(values, weights, 1 - decay)
+        torch._foreach_lerp_(values, weights, 1 - decay)  # one pass: reads both, writes one
 
     def swap(self) -> None:
         """Gives the model the average; called again, its own weights."""

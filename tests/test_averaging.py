@@ -91,3 +91,17 @@ def test_sixteen_bits_are_averaged_in_float32_and_come_back_as_they_were():
         assert model.weight.dtype == torch.bfloat16
         assert model.weight.item() == pytest.approx(expected, abs=0.004)
     assert model.weight.item() == 2.0
+
+
+def test_a_move_has_the_bits_of_one_weight_after_the_other():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
+    average = MovingAverage(model, 0.97)
+    wanted = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for step in (1, 2, 50):
+        for name, parameter in model.named_parameters():
+            parameter.data.add_(torch.randn_like(parameter))
+            # the decay is 1/2, 2/3 and then 0.97
+            wanted[name] = torch.lerp(wanted[name], parameter.data, 1 - min(1 - 1 / (step + 1), 0.97))
+        average.update(step)
+    assert all(torch.equal(average.values[name], value) for name, value in wanted.items())

@@ -39,26 +39,40 @@ class EMA(Bound, InMetrics, HasVariants):
     the others. After ``train()`` the model holds the exported ones; with ``load_best_model_at_end`` those of
     the best step.
 
+    A move reads and writes all trained weights once. Where that is much beside a step (a small model, few
+    rows), ``every: k`` moves after each k-th step, with the decay to the power of k, so that the half-life
+    stays; what the average ends with is then up to k − 1 steps old (torchvision's references do so with
+    ``--model-ema-steps``).
+
     In a Trainer of your own, ``bind(trainer)`` comes before ``train()``.
 
     Args:
         half_life: Steps after which a step's weights count half as much, > 0; None: decay is 1 − 14/T over T
             steps, a half-life of about a twentieth of the training.
         export: Whose weights are judged first and saved: ``average`` or ``raw``.
+        every: Steps between two moves, ≥ 1.
 
     Raises:
         ValueError: a value out of range.
-        RunError: FSDP or DeepSpeed, a Trainer that is not bound, a checkpoint without an average.
+        RunError: a training shorter than ``every``, FSDP or DeepSpeed, a Trainer that is not bound, a
+            checkpoint without an average.
     """
 
     section: ClassVar[str] = "ema"
 
-    def __init__(self, half_life: float | None = None, export: Literal["average", "raw"] = "average") -> None:
+    def __init__(
+        self,
+        half_life: float | None = None,
+        export: Literal["average", "raw"] = "average",
+        every: int = 1,
+    ) -> None:
         if half_life is not None and not half_life > 0:
             raise ValueError(f"half_life is {half_life}; allowed: more than 0 steps")
         if export not in NAMES:
             raise ValueError(f"export is {export!r}; allowed: average, raw")
-        self.half_life, self.export = half_life, export
+        if every < 1:
+            raise ValueError(f"every is {every}; allowed: 1 or more steps")
+        self.half_life, self.export, self.every = half_life, export, every
         self.average: MovingAverage | None = None
         self.updates = 0  # optimizer steps
         self.training = False
@@ -84,7 +98,7 @@ class EMA(Bound, InMetrics, HasVariants):
             "exported": self.exported,
             "beside": self.other,
             "decay": self.average.decay,
-            "updates": self.updates,
+            "updates": self.updates // self.every,
         }
 
     def variants(self) -> dict[str, AbstractContextManager]:
@@ -113,17 +127,24 @@ class EMA(Bound, InMetrics, HasVariants):
                 hint="from hf_llm_recipes.callbacks import bind; bind(trainer).train()",
             )
         steps = state.max_steps
+        if self.every > steps:
+            raise RunError(
+                f"ema would never move: every is {self.every}, and the training has {steps} steps",
+                hint="a smaller `every`",
+            )
         decay = default_decay(steps) if self.half_life is None else 0.5 ** (1 / self.half_life)
-        self.average, self.updates, self.training = MovingAverage(self._trainer.model, decay), 0, True
+        self.average = MovingAverage(self._trainer.model, decay**self.every)
+        self.updates, self.training = 0, True
         if self._found is not None:
             values, self.updates = self._found
             self.average.load_state_dict(values)
             self._found = None
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Moves the average, once an optimizer step."""
+        """Moves the average, once in ``every`` optimizer steps."""
         self.updates += 1
-        self.average.update(self.updates)
+        if self.updates % self.every == 0:
+            self.average.update(self.updates // self.every)
 
     def on_train_end(self, args, state, control, **kwargs):
         """Gives the model the weights that are exported."""

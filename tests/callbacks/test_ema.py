@@ -132,14 +132,28 @@ def test_it_moves_once_an_optimizer_step(tmp_path):
     assert trainer.model.a.item() == pytest.approx(1.3125)  # equal rows: four together are one
 
 
-@pytest.mark.parametrize("exactly", [False, True])
-def test_a_resumed_average_is_the_same_bits(tmp_path, exactly):
+def test_it_may_move_after_every_second_step_only(tmp_path):
+    ema = EMA(half_life=1, every=2)
+    trainer = bind(two_weights(tmp_path, [ema], max_steps=5))
+    trainer.train()
+    # a: 1, 1.5, 1.75, 1.875, 1.9375; decay 1/2 to the power of 2: after step 2 3/4·1.5 = 1.125, after step 4
+    # 1/4·1.125 + 3/4·1.875 = 1.6875, of which half is b's; step 5 moves nothing
+    assert (trainer.model.a.item(), trainer.model.b.item()) == pytest.approx((1.6875, 0.84375))
+    assert ema.report() | {"exported": "", "beside": ""} == {
+        "exported": "", "beside": "", "decay": 0.25, "updates": 2,
+    }  # fmt: skip
+    with pytest.raises(RunError, match="would never move: every is 2, and the training has 1 steps"):
+        bind(two_weights(tmp_path, [EMA(every=2)], max_steps=1)).train()
+
+
+@pytest.mark.parametrize(("exactly", "every"), [(False, 1), (True, 1), (True, 2)])
+def test_a_resumed_average_is_the_same_bits(tmp_path, exactly, every):
     given = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "learning_rate": 0.013}
     make = (lambda trainer: bind(resume_exactly(trainer))) if exactly else bind
-    whole = make(two_weights(tmp_path / "a", [EMA(half_life=2.7)], **given))
+    whole = make(two_weights(tmp_path / "a", [EMA(half_life=2.7, every=every)], **given))
     whole.train()
     assert (tmp_path / "a" / "checkpoint-3" / FILE).is_file()
-    ema = EMA(half_life=2.7)
+    ema = EMA(half_life=2.7, every=every)  # by twos the checkpoint lies between two moves
     resumed = make(two_weights(tmp_path / "b", [ema], **given))
     resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
     assert ema.updates == 6
@@ -189,6 +203,7 @@ def test_what_it_needs_is_said(tmp_path):
     [
         ({"half_life": 0}, "half_life is 0; allowed: more than 0"),
         ({"export": "best"}, "allowed: average, raw"),
+        ({"every": 0}, "every is 0; allowed: 1 or more steps"),
     ],
 )
 def test_values_that_cannot_be(given, said):
