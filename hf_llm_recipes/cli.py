@@ -232,7 +232,7 @@ def estimate(
     from rich.console import Console
 
     import hf_llm_recipes.run as engine
-    from hf_llm_recipes.estimate import table
+    from hf_llm_recipes.estimate import table, time_table
 
     found = engine.estimate(loaded, device)
     if as_json:
@@ -240,6 +240,9 @@ def estimate(
         return
     console = Console()
     console.print(table(found), highlight=False)
+    if found.spans:
+        console.print()
+        console.print(time_table(found), highlight=False)
     for said in (found.sentence(), *found.notes):
         console.print(said, highlight=False, markup=False)
 
@@ -698,7 +701,7 @@ def _show_result(done, recipe) -> None:
     )
     from hf_llm_recipes.estimate import beside
 
-    if said := beside(training):
+    if said := beside(done.metrics):
         console.print(said, highlight=False, markup=False)
     examples = recipe.section("task").get("examples")
     if examples:

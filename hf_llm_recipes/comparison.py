@@ -54,6 +54,8 @@ def compare(ours: Path, theirs: Path, our_metrics: dict, their_metrics: dict) ->
     found = {
         "supervised": evaluation.summary(their_metrics["test"]),
         "supervised_minutes": _minutes(their_metrics),
+        "supervised_minutes_in_all": _minutes(their_metrics)
+        + their_metrics["training"].get("minutes_judging", 0.0),
         "minutes": _minutes(our_metrics),
     }
     if "accuracy" in our_metrics["test"] and "accuracy" in their_metrics["test"]:

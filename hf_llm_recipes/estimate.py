@@ -6,6 +6,7 @@ Notable:
   are dropped, random states are put back.
 - On a CPU the peak is that of the whole process, Python and libraries included, as ``metrics.json``
   reports it; on a GPU that of torch's allocator.
+- Time is said by part, as ``courses`` finds it, and compared by part with what a run took.
 - For a device that is not here, parts are computed from those measured here; its time is not known.
 """
 
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_llm_recipes.errors import RecipeError, did_you_mean
+from hf_llm_recipes.spans import PARTS, Span, minutes_of, total
 
 log = logging.getLogger("hf_llm_recipes")
 
@@ -60,8 +62,7 @@ class Estimate:
         disk: What the run directory will hold at most.
         steps: Optimizer steps; None where the data does not say.
         seconds_per_step: None where it is not known.
-        seconds: Of the training, its evaluations included; None where it is not known.
-        cpu_seconds: The same as CPU time of all cores, which other processes do not lengthen.
+        spans: What the run's time is made of; none where it is not known.
         capacity: Bytes that the device has for it; None where that is not known.
         probed: Whether real steps were taken.
         notes: Sentences about what the figures leave out.
@@ -72,8 +73,7 @@ class Estimate:
     disk: list[Part]
     steps: int | None = None
     seconds_per_step: float | None = None
-    seconds: float | None = None
-    cpu_seconds: float | None = None
+    spans: list[Span] = field(default_factory=list)
     capacity: int | None = None
     probed: bool = False
     notes: list[str] = field(default_factory=list)
@@ -88,14 +88,42 @@ class Estimate:
         """Whether the peak is within the capacity."""
         return None if self.capacity is None else self.peak <= self.capacity
 
+    @property
+    def seconds(self) -> float | None:
+        """Of the training, its evaluations included, by the clock; None where it is not known."""
+        return float(total(self.spans, "training")[0]) if self.spans else None
+
+    @property
+    def cpu_seconds(self) -> float | None:
+        """The same as CPU time of all cores, which other processes do not lengthen."""
+        return float(total(self.spans, "training")[1]) if self.spans else None
+
+    @property
+    def seconds_by_part(self) -> dict[str, float]:
+        """Seconds of each part of the run that there is, by the clock."""
+        parts = {part: float(total(self.spans, part)[0]) for part in PARTS}
+        return {part: seconds for part, seconds in parts.items() if seconds}
+
+    def at_most(self, part: str | None = None) -> bool:
+        """Whether a part (None: any) may turn out to be shorter."""
+        return any(span.at_most for span in self.spans if part in (None, span.part))
+
     def sentence(self) -> str:
         """Peak and time in one line."""
         said = f"about {self.peak / GIB:.2f} GiB of memory at the peak"
         if self.seconds is None:
             return said
-        time = f"{self.seconds / 60:.1f} minutes" if self.seconds >= 60 else f"{self.seconds:.1f} seconds"
         each = f"{self.steps:,} steps of {self.seconds_per_step:.3g} seconds"
-        return f"about {time} of training ({each}), {said}"
+        words = f"{self._about('training', self.seconds)} of training ({each})"
+        others = {k: v for k, v in self.seconds_by_part.items() if k != "training"}
+        around = ", ".join(f"{name} {self._about(name, seconds)}" for name, seconds in others.items())
+        if around:
+            whole = sum(self.seconds_by_part.values())
+            words += f", {self._about(None, whole)} in all ({around})"
+        return f"{words}, {said}"
+
+    def _about(self, part: str | None, seconds: float) -> str:
+        return f"{'at most' if self.at_most(part) else 'about'} {duration(seconds)}"
 
     def rows(self) -> list[tuple[str, int, str]]:
         """The parts of memory, then of disk, as (part, bytes, note)."""
@@ -116,6 +144,8 @@ class Estimate:
             "seconds_per_step": self.seconds_per_step,
             "seconds": self.seconds,
             "cpu_seconds": self.cpu_seconds,
+            "seconds_by_part": self.seconds_by_part,
+            "time": [span.to_dict() for span in self.spans],
             "probed": self.probed,
             **listed,
             "notes": self.notes,
@@ -124,11 +154,27 @@ class Estimate:
     def predicted(self) -> dict[str, Any]:
         """What stands beside the measured figures in ``metrics.json``."""
         kind = "gpu" if self.device != "cpu" else "host"
-        minutes = None if self.seconds is None else self.seconds / 60
-        return {"minutes": minutes, "peak_memory_gib": {kind: round(self.peak / GIB, 3)}}
+        said = {"minutes": None, "peak_memory_gib": {kind: round(self.peak / GIB, 3)}}
+        if not self.spans:
+            return said
+        by_part = {part: seconds / 60 for part, seconds in self.seconds_by_part.items()}
+        limits = [part for part in by_part if self.at_most(part)]
+        return {**said, "minutes": self.seconds / 60, "minutes_by_part": by_part, "at_most": limits}
 
 
-def estimate_run(runner: Any, device: str | None = None, *, probe: bool = True, steps: int = 3) -> Estimate:
+def duration(seconds: float) -> str:
+    """Returns minutes, of less than one seconds."""
+    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.1f} seconds"
+
+
+def estimate_run(
+    runner: Any,
+    device: str | None = None,
+    *,
+    probe: bool = True,
+    steps: int = 3,
+    times: dict[str, float] | None = None,
+) -> Estimate:
     """Returns what a run will need, before it.
 
     Args:
@@ -136,23 +182,23 @@ def estimate_run(runner: Any, device: str | None = None, *, probe: bool = True, 
         device: A name of ``DEVICES``; None: this machine.
         probe: Whether real steps may be taken; without, activations and time are left out.
         steps: Probe steps on batches of middle length, ≥ 1.
+        times: Split -> how many rows each of the runner's stands for, where they are a sample.
 
     Raises:
         RecipeError: no such device.
     """
-    from hf_llm_recipes import probing
+    from hf_llm_recipes import courses, probing
 
     check_device(device)
     here = probing.device_here()
-    found = probing.probe(runner, steps=steps) if probe else probing.Probed()
+    found = courses.probe(runner, steps=steps, times=times) if probe else probing.Probed()
     estimate = Estimate(here, [], [], steps=found.optimizer_steps, probed=found.took_steps)
     estimate.notes += found.notes
     estimate.memory = _parts_here(runner, found)
     estimate.disk = _disk(runner)
     estimate.capacity = probing.capacity_here()
     if device is None or device == here:
-        estimate.seconds_per_step, estimate.seconds = found.seconds_per_step, found.seconds
-        estimate.cpu_seconds = found.cpu_seconds
+        estimate.seconds_per_step, estimate.spans = found.seconds_per_step, found.spans
         return estimate
     return _elsewhere(estimate, runner, device)
 
@@ -191,6 +237,10 @@ def _parts_here(runner: Any, found: Any) -> list[Part]:
         Part("logits", found.logits, "kept for the way back"),
         Part("buffers", buffer_bytes(runner.built.model), "of the model"),
     ]
+    parts.append(Part("teacher", found.teacher or teacher_bytes(runner), "a second set of weights"))
+    if found.scale > 1:
+        more = int((found.scale - 1) * (found.activations + found.logits))
+        parts.append(Part("pool", more, "what a batch of unlabeled rows keeps beyond that"))
     rest = found.peak - sum(part.bytes for part in parts)
     base = max(0, min(found.base, rest))
     parts.append(Part("process", base, "Python, its libraries and the data, before any step"))
@@ -198,10 +248,6 @@ def _parts_here(runner: Any, found: Any) -> list[Part]:
     if rest > 0:
         parts.append(Part("workspace", rest, "measured beyond the parts: temporaries, the allocator's slack"))
     parts.append(Part("judging", found.judging, "the test split afterwards: its longest rows, and libraries"))
-    parts.append(Part("teacher", teacher_bytes(runner), "the averaged or second set of trained weights"))
-    if found.scale > 1:
-        more = int((found.scale - 1) * (found.activations + found.logits))
-        parts.append(Part("pool", more, "what a batch of unlabeled rows keeps beyond that"))
     parts = [part for part in parts if part.bytes]
     return sorted(parts, key=lambda part: -part.bytes)
 
@@ -306,16 +352,28 @@ def _disk(runner: Any) -> list[Part]:
     return [part for part in parts if part.bytes]
 
 
-def beside(training: dict[str, Any]) -> str | None:
-    """Returns one line of predicted against measured figures, where a run has both."""
+def beside(metrics: dict[str, Any]) -> str | None:
+    """Returns one line of predicted against measured figures, where a run has both.
+
+    Args:
+        metrics: Of ``metrics.json``.
+    """
+    training = metrics["training"]
     said = training.get("predicted")
     if not said:
         return None
     kind, peak = next(iter(said["peak_memory_gib"].items()))
     measured = training["peak_memory_gib"].get(kind)
     words = [f"peak memory {peak:.2f} GiB (was {measured:.2f})"] if measured else []
+    took, limits = minutes_of(metrics), said.get("at_most", [])
     if said.get("minutes") is not None:
-        words.append(f"{said['minutes']:.2f} minutes (was {training['minutes']:.2f})")
+        bound = "at most " if "training" in limits else ""
+        words.append(f"{bound}{said['minutes']:.2f} minutes of training (was {training['minutes']:.2f})")
+    by_part = said.get("minutes_by_part", {})
+    both = by_part.keys() & took.keys()
+    if both > {"training"}:
+        bound, sums = "at most " if limits else "", [sum(d[p] for p in both) for d in (by_part, took)]
+        words.append(f"{bound}{sums[0]:.2f} in all (was {sums[1]:.2f})")
     return "predicted: " + ", ".join(words) if words else None
 
 
@@ -343,6 +401,24 @@ def table(estimate: Estimate) -> Any:
     made.add_row("peak memory", f"{estimate.peak / GIB:.3f}", _room(estimate), style="bold")
     for part in estimate.disk:
         made.add_row(f"disk: {part.name}", f"{part.bytes / GIB:.3f}", part.note)
+    return made
+
+
+def time_table(estimate: Estimate) -> Any:
+    """Returns a rich table of what the minutes are made of, in a run's order."""
+    from rich.table import Table
+
+    made = Table("minutes", "part", "what", "times", "seconds each", box=None, pad_edge=False)
+    for column in (0, 3, 4):
+        made.columns[column].justify = "right"
+    for part in PARTS:
+        for span in (span for span in estimate.spans if span.part == part):
+            minutes = f"{'≤ ' if span.at_most else ''}{span.seconds / 60:.2f}"
+            made.add_row(minutes, part, span.what, f"{span.count:,.0f}", f"{span.each[0]:.3g}")
+    made.add_section()
+    whole = sum(estimate.seconds_by_part.values()) / 60
+    bound = "≤ " if estimate.at_most() else ""
+    made.add_row(f"{bound}{whole:.2f}", "in all", "without reading data and loading the model", style="bold")
     return made
 
 

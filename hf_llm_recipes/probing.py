@@ -3,36 +3,29 @@
 Notable:
 - The batches are the first that the run itself will see, in its order; sizes are their padded tokens.
 - Time is fitted as a + b x size on the probed batches and averaged over all batches looked at.
-- Methods that make their batches while they train are probed on labeled rows; the memory that a pool adds
-  is computed from its sizes, as if every unlabeled row counted. Their time is not known: steps on labeled
-  rows gave 28 to 59 % of it.
 - What autograd keeps for the way back is counted tensor by tensor, each storage once, weights left out.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import logging
 import math
 import random
-import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from hf_llm_recipes import spans
 from hf_llm_recipes.rundir import peak_memory_bytes
+from hf_llm_recipes.spans import Seconds, Span, fitted
 
-log = logging.getLogger("hf_llm_recipes")
+__all__ = ["fitted"]
 
 LOOKED_AT = 64  # batches
 SLOW = 8.0  # seconds: after a step that takes longer, no more steps of middle length are taken
-WARM = 1.0  # seconds: shorter steps are taken twice and the faster counts, since a shape's first is slow
 
 
 @dataclass
@@ -46,11 +39,11 @@ class Probed:
         peak: Bytes at the peak, of the process or of torch's allocator on a GPU.
         judging: By how much the judgement on the test split raises the peak.
         base: Bytes of the process before the probe, without the model; 0 on a GPU.
+        teacher: Bytes of a second model.
         optimizer_steps: Of the whole training.
-        seconds_per_step: Of an optimizer step.
-        seconds: Of the whole training, evaluations included.
-        cpu_seconds: The same as CPU time of all cores, which other processes do not lengthen.
-        scale: How much longer batches the method makes than those probed, ≥ 1.
+        seconds_per_step: Of an optimizer step, evaluations apart.
+        spans: What the run's time is made of; none where it is not known.
+        scale: How much longer batches the method makes than those whose activations were counted, ≥ 1.
         longest: What the longest batch was.
         notes: Sentences about what is left out.
     """
@@ -61,10 +54,10 @@ class Probed:
     peak: int = 0
     judging: int = 0
     base: int = 0
+    teacher: int = 0
     optimizer_steps: int | None = None
     seconds_per_step: float | None = None
-    seconds: float | None = None
-    cpu_seconds: float | None = None
+    spans: list[Span] = field(default_factory=list)
     scale: float = 1.0
     longest: str = ""
     notes: list[str] = field(default_factory=list)
@@ -75,70 +68,6 @@ class Probed:
         return self.peak > 0
 
 
-def probe(runner: Any, *, steps: int = 3) -> Probed:
-    """Takes a few steps of a run and returns what they needed.
-
-    Args:
-        runner: ``run._Runner`` with data and model.
-        steps: On batches of middle length, ≥ 1, besides the longest.
-    """
-    from transformers import TrainingArguments
-
-    from hf_llm_recipes.methods.supervised import Supervised
-    from hf_llm_recipes.training import trainer_of
-
-    method = runner.plan.method
-    if method.arguments_class() is not TrainingArguments:
-        said = "this method makes its batches while it trains: activations and time are not known before"
-        return Probed(notes=[said])
-    before = host_bytes() - _model_bytes(runner.built.model)
-    with untouched(runner.built.model), tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(runner, Path(folder), [], method=Supervised(), dataloader_num_workers=0)
-        one = _Probe(trainer, vocabulary=_vocabulary(runner))
-        found = one.run(steps)
-        if found.took_steps and not runner.plan.task.judges_model:
-            _judge(runner, trainer)
-            found.judging = peak_bytes() - found.peak
-        if found.took_steps and not isinstance(method, Supervised):
-            _add_method(runner, one, found)
-    if device_here() == "cpu":
-        found.base = max(before, 0)
-    return found
-
-
-def _judge(runner: Any, trainer: Any) -> None:
-    """What comes after the training: the longest test rows without gradients, and the libraries of scores."""
-    import evaluate  # noqa: F401
-    import sklearn.metrics  # noqa: F401
-
-    test = runner.prepared.test
-    longest = np.argsort(-runner.plan.task.lengths(test), kind="stable")
-    batches = trainer.get_test_dataloader(test.select(longest[: trainer.args.per_device_eval_batch_size]))
-    trainer.model.eval()
-    for batch in batches:
-        trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)
-
-
-def _add_method(runner: Any, one: _Probe, found: Probed) -> None:
-    """What a method that is not supervised training alone adds to the steps on labeled rows."""
-    method, task, pool = runner.plan.method, runner.plan.task, runner.prepared.unlabeled
-    found.seconds = found.seconds_per_step = found.cpu_seconds = None
-    found.notes.append("how long this method trains is not known before it begins")
-    if not method.takes_algorithm or pool is None:
-        return
-    args = one.trainer.args
-    rows = max(1, round(method.unlabeled_ratio * args.per_device_train_batch_size))
-    if args.max_steps <= 0:
-        every = args.gradient_accumulation_steps
-        found.optimizer_steps = int(args.num_train_epochs * (len(pool) // rows) // every)
-    collate = task.collator(runner.tokenizer)
-    starts = range(0, len(pool) - rows + 1, max(rows, len(pool) // 16))
-    sizes = [size(collate([pool[i] for i in range(start, start + rows)])) for start in starts]
-    if sizes:
-        found.scale = max(1.0, max(sizes) / one.longest)
-        found.notes.append("memory as if every unlabeled row counted, without first labels and libraries")
-
-
 class _Probe:
     """The steps of one probe.
 
@@ -147,98 +76,120 @@ class _Probe:
         vocabulary: The width of logits that count as such, or None.
     """
 
-    def __init__(self, trainer: Any, vocabulary: int | None) -> None:
+    def __init__(self, trainer: Any, vocabulary: int | None = None) -> None:
         self.trainer, self.vocabulary = trainer, vocabulary
         self.found = Probed()
-        self.points: list[tuple[int, float]] = []  # size, seconds
-        self.cpu_points: list[tuple[int, float]] = []
+        self.batches: list[Any] = []
+        self.loading = spans.none()  # of a batch
+        self.updating = spans.none()  # of the optimizer's part of a step
         self.longest = 1
+
+    @property
+    def every(self) -> int:
+        """Batches of an optimizer step."""
+        return self.trainer.args.gradient_accumulation_steps
 
     def run(self, steps: int) -> Probed:
         """Middle batch, optimizer, longest batch, middle batches."""
         trainer, found = self.trainer, self.found
-        loader = trainer.get_train_dataloader()
-        found.optimizer_steps = trainer.set_initial_training_values(trainer.args, loader)[-1]
-        every = trainer.args.gradient_accumulation_steps
-        batches = list(itertools.islice(loader, min(LOOKED_AT, found.optimizer_steps * every)))
-        order = sorted(batches, key=size)
-        self.longest = size(order[-1])
+        self.look()
         if trainer.args.gradient_checkpointing:
             trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
         try:
-            updating = self._steps(order, steps)
+            self.each = self.measure(steps, count=True)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
             found.notes.append(f"a batch of {self.longest:,} tokens does not fit into memory")
             return found
         found.peak = peak_bytes()
-        found.seconds_per_step, cpu = (
-            every * float(np.mean([fitted(points, size(batch)) for batch in batches])) + more
-            for points, more in zip((self.points, self.cpu_points), updating, strict=True)
-        )
-        wall_evaluating, cpu_evaluating = self._evaluations()
-        found.seconds = found.seconds_per_step * found.optimizer_steps + wall_evaluating
-        found.cpu_seconds = cpu * found.optimizer_steps + cpu_evaluating
+        found.seconds_per_step = float(self.each[0])
         return found
 
-    def _steps(self, order: list[Any], steps: int) -> tuple[float, float]:
-        """The steps of the probe; returns seconds and CPU seconds of the optimizer's part."""
-        middle = self._middle(order, steps + 1)
-        first, _ = self._step(middle[0])
-        accumulates = self.trainer.args.gradient_accumulation_steps > 1
-        updating = self._optimizer_step(keep_gradients=accumulates)
-        self._note(order[-1], self._timed(order[-1], self._step(order[-1], count=True)))
-        for batch in middle[1:] if first < SLOW else []:
-            self.trainer.model.zero_grad()
-            self._note(batch, self._timed(batch, self._step(batch)))
-        return updating
+    def look(self) -> None:
+        """Makes the first batches of the run, and notes how many optimizer steps there will be."""
+        trainer = self.trainer
+        loader = trainer.get_train_dataloader()
+        self.found.optimizer_steps = trainer.set_initial_training_values(trainer.args, loader)[-1]
+        count = min(LOOKED_AT, self.found.optimizer_steps * self.every)
+        times, batches = [], iter(loader)
+        while len(self.batches) < count:
+            begun = spans.now()
+            batch = next(batches, None)
+            if batch is None:
+                break
+            times.append(spans.now() - begun)
+            self.batches.append(batch)
+        self.loading = np.median(times, axis=0)  # the first one may have made an order of all rows
+        self.longest = max(size(batch) for batch in self.batches)
 
-    def _timed(self, batch: Any, first: tuple[float, float]) -> tuple[float, float]:
-        """Seconds and CPU seconds of a step on a batch that has just been taken once."""
-        if first[0] >= WARM:
+    def measure(self, steps: int, *, count: bool = False) -> Seconds:
+        """Takes steps of one kind; returns the mean seconds of an optimizer step.
+
+        Args:
+            steps: On batches of middle length.
+            count: Whether what autograd keeps is counted.
+        """
+        order = sorted(self.batches, key=size)
+        middle = self._middle(order, steps + 1)
+        first = self._step(middle[0])
+        if not self.updating.any():
+            self.updating = self._optimizer_step(keep_gradients=self.every > 1)
+        points = [(size(order[-1]), self._timed(order[-1], self._step(order[-1], count=count)))]
+        for batch in middle[1:] if first[0] < SLOW else []:
+            self.trainer.model.zero_grad()
+            points.append((size(batch), self._timed(batch, self._step(batch))))
+        mean = spans.both_fitted(points, [size(batch) for batch in self.batches])
+        return self.every * (mean + self.loading) + self.updating
+
+    def _timed(self, batch: Any, first: Seconds) -> Seconds:
+        """Seconds of a step on a batch that has just been taken once."""
+        if first[0] >= spans.WARM:
             return first
         self.trainer.model.zero_grad()
-        return min(first, self._step(batch))
+        return np.minimum(first, self._step(batch))
 
-    def _note(self, batch: Any, taken: tuple[float, float]) -> None:
-        self.points.append((size(batch), taken[0]))
-        self.cpu_points.append((size(batch), taken[1]))
+    def evaluations(self, optimizer_steps: int, rows: int) -> Span | None:
+        """Returns the evaluations of so many steps, from one batch.
 
-    def _evaluations(self) -> tuple[float, float]:
-        """Seconds and CPU seconds of all evaluations of the training, from one batch."""
+        Args:
+            optimizer_steps: Of one training.
+            rows: Of the eval split.
+        """
         trainer, args = self.trainer, self.trainer.args
         if args.eval_strategy == "no" or trainer.eval_dataset is None:
-            return 0.0, 0.0
+            return None
         batch = next(iter(trainer.get_eval_dataloader()))
-        begun = _now()
         trainer.model.eval()
-        trainer.prediction_step(trainer.model, batch, prediction_loss_only=trainer.compute_metrics is None)
-        taken = _since(begun)
-        steps = self.found.optimizer_steps
+        each = spans.once(
+            lambda: trainer.prediction_step(
+                trainer.model, batch, prediction_loss_only=trainer.compute_metrics is None
+            )
+        )
+        trainer.model.train()
         every = args.eval_steps or 1
         count = math.ceil(args.num_train_epochs)
         if args.eval_strategy == "steps":
-            count = int(steps // (every if every >= 1 else max(1, math.ceil(every * steps))))
-        rows = len(next(iter(batch.values())))
-        times = count * len(trainer.eval_dataset) / rows
-        return taken[0] * times, taken[1] * times
+            count = int(
+                optimizer_steps // (every if every >= 1 else max(1, math.ceil(every * optimizer_steps)))
+            )
+        return Span("training", "evaluations", count, each * rows / len(next(iter(batch.values()))))
 
     def _middle(self, order: list[Any], count: int) -> list[Any]:
         """So many batches around the middle of the sizes, evenly from the lower to the upper quarter."""
         places = np.linspace(0.25, 0.75, count) if count > 1 else np.array([0.5])
         return [order[round(float(place) * (len(order) - 1))] for place in places]
 
-    def _step(self, batch: Any, *, count: bool = False) -> tuple[float, float]:
-        """Forward and backward; returns seconds and CPU seconds."""
+    def _step(self, batch: Any, *, count: bool = False) -> Seconds:
+        """Forward and backward; returns the seconds."""
         trainer = self.trainer
-        trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+        trainer.current_gradient_accumulation_steps = self.every
         items = trainer._get_num_items_in_batch([batch], trainer.args.device)
         batch = {key: value.clone() if torch.is_tensor(value) else value for key, value in batch.items()}
-        begun = _now()
+        begun = spans.now()
         with self._counted(batch) if count else contextlib.nullcontext():
             trainer.training_step(trainer.model, batch, items)
-        return _since(begun)
+        return spans.now() - begun
 
     @contextlib.contextmanager
     def _counted(self, batch: Any) -> Iterator[None]:
@@ -261,13 +212,12 @@ class _Probe:
         rows = len(next(iter(batch.values())))
         self.found.longest = f"of a batch of {rows} rows, {size(batch):,} tokens with padding"
 
-    def _optimizer_step(self, *, keep_gradients: bool) -> tuple[float, float]:
-        """One step at rate 0: it makes the states and changes no weight; returns (CPU) seconds."""
+    def _optimizer_step(self, *, keep_gradients: bool) -> Seconds:
+        """One step at rate 0: it makes the states and changes no weight; returns the seconds."""
         trainer = self.trainer
         optimizer = trainer.create_optimizer()
-        for group in optimizer.param_groups:
-            group["lr"] = torch.zeros_like(group["lr"]) if torch.is_tensor(group["lr"]) else 0.0
-        taken = min(self._update(optimizer) for _ in range(2))  # the first one makes the states
+        without_rate(optimizer)
+        taken = np.minimum(*(spans.once(lambda: self._update(optimizer)) for _ in range(2)))
         self.found.optimizer_bytes = sum(
             value.numel() * value.element_size()
             for state in optimizer.state.values()
@@ -278,19 +228,25 @@ class _Probe:
             trainer.model.zero_grad()
         return taken
 
-    def _update(self, optimizer: Any) -> tuple[float, float]:
-        """Clips and steps; returns (CPU) seconds."""
-        begun = _now()
+    def _update(self, optimizer: Any) -> None:
+        """Clips and steps; the first time makes the states."""
         if self.trainer.args.max_grad_norm > 0:
             torch.nn.utils.clip_grad_norm_(self.trainer.model.parameters(), self.trainer.args.max_grad_norm)
         optimizer.step()
-        return _since(begun)
+
+
+def without_rate(optimizer: Any) -> None:
+    """Sets an optimizer's rates to 0: its steps change no weight."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.zeros_like(group["lr"]) if torch.is_tensor(group["lr"]) else 0.0
 
 
 @contextlib.contextmanager
 def untouched(model: Any) -> Iterator[None]:
-    """Puts random states, modes and buffers back, and drops gradients, whatever is done to a model inside."""
+    """Puts random states, modes, buffers and settings back, and drops gradients, whatever is done inside."""
     states = random_states()
+    configs = [vars(one) for one in (model.config, getattr(model, "generation_config", None)) if one]
+    settings = [dict(values) for values in configs]
     modes = {module: module.training for module in model.modules()}
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     try:
@@ -303,6 +259,9 @@ def untouched(model: Any) -> Iterator[None]:
             for name, value in model.named_buffers():
                 if name in buffers:
                     value.copy_(buffers[name])
+        for values, before in zip(configs, settings, strict=True):
+            values.clear()
+            values.update(before)
         put_back(states)
 
 
@@ -321,24 +280,12 @@ def put_back(states: tuple[Any, ...]) -> None:
         torch.cuda.set_rng_state_all(states[3])
 
 
-def fitted(points: list[tuple[int, float]], wanted: int) -> float:
-    """Returns the seconds of a batch of that size: a line through the probed ones, never falling."""
-    sizes, seconds = np.array(points, dtype=float).T
-    if np.ptp(sizes) == 0:
-        return float(np.mean(seconds))
-    slope, start = np.polyfit(sizes, seconds, 1)
-    if slope < 0:
-        return float(np.mean(seconds))
-    if start < 0:
-        return float(wanted * (sizes @ seconds) / (sizes @ sizes))
-    return float(start + slope * wanted)
-
-
 def size(batch: Any) -> int:
     """Returns how much a batch is: its padded tokens, else its numbers."""
+    views = sum(size(view) for view in batch.get("unlabeled", {}).values() if not torch.is_tensor(view))
     if "input_ids" in batch:
-        return batch["input_ids"].numel()
-    return max(value.numel() for value in batch.values() if torch.is_tensor(value))
+        return batch["input_ids"].numel() + views
+    return views + max(value.numel() for value in batch.values() if torch.is_tensor(value))
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -378,28 +325,16 @@ def peak_bytes() -> int:
     return peaks.get("gpu", peaks["host"])
 
 
-def _vocabulary(runner: Any) -> int | None:
+def vocabulary_of(runner: Any) -> int | None:
     if not runner.plan.task.vocabulary_labels:
         return None
     return runner.built.model.config.get_text_config(decoder=True).vocab_size
 
 
-def _model_bytes(model: Any) -> int:
+def model_bytes(model: Any) -> int:
     return sum(t.numel() * t.element_size() for t in _tensors(model) if t.device.type == "cpu")
 
 
 def _tensors(model: Any) -> Iterator[torch.Tensor]:
     yield from model.parameters()
     yield from model.buffers()
-
-
-def _now() -> tuple[float, float]:
-    """The time, and the CPU time of this process."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter(), time.process_time()
-
-
-def _since(begun: tuple[float, float]) -> tuple[float, float]:
-    now = _now()
-    return now[0] - begun[0], now[1] - begun[1]

@@ -224,6 +224,7 @@ class _Runner:
         """Data, features and model; nothing is written yet."""
         from transformers import set_seed
 
+        from hf_llm_recipes import spans
         from hf_llm_recipes.tuning import _model
 
         plan = self.plan
@@ -233,7 +234,9 @@ class _Runner:
         self.precision = _model.choose_precision(plan.model.dtype, frozen_base=plan.tuning.uses_adapter)
         self._say([self.precision.reason])
         set_seed(plan.seed)  # the head's initial weights do not depend on how the data was read
+        begun = spans.now()
         self.built = plan.recipe.located(self._build_model, "tuning")
+        self.building = spans.now() - begun
         self._say(self.built.notes)
         self.parameters = _model.count_parameters(self.built.model)
         trainable, total = self.parameters["trainable"], self.parameters["total"]
@@ -374,7 +377,9 @@ class _Runner:
         begun = time.monotonic()
         self.trainer = self.plan.recipe.located(lambda: self._trainer(figures_first(callbacks)), "trainer")
         self.preparing = time.monotonic() - begun
+        begun = time.monotonic()
         self.before = self.before or self._judge_before()
+        self.judging = time.monotonic() - begun
 
     def rebuild_model(self, said: str) -> None:
         """The model as it was at first, for another try of the training; keeps a note of why."""
@@ -465,7 +470,7 @@ class _Runner:
 
     def _finish(self) -> Run:
         """Saves the model, judges it on the test split, writes everything else."""
-        directory, plan = self.directory, self.plan
+        directory, plan, begun = self.directory, self.plan, time.monotonic()
         if not processes.is_main():
             if not plan.task.judges_model:
                 self._method_figures(self._predict_test()[1])
@@ -477,6 +482,7 @@ class _Runner:
             metrics = self._judge_model() if plan.task.judges_model else self._judge_logits()
             metrics = self._assessed(metrics) if plan.assessment.wanted else metrics
             self._write_card(metrics)
+            metrics["training"]["minutes_judging"] = (self.judging + time.monotonic() - begun) / 60
             evaluation.write_metrics(directory / rundir.METRICS, metrics)  # says that the run has finished
         self._write_report()
         secrets_scan.warn(directory.path)

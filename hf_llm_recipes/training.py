@@ -26,6 +26,15 @@ def trainer_of(
         **changes: Of its arguments.
     """
     from hf_llm_recipes.exact_resume import resume_exactly
+
+    method = method or runner.plan.method
+    return resume_exactly(method.build(parts_of(runner, folder, callbacks, method=method, **changes)))
+
+
+def parts_of(
+    runner: Any, folder: Path, callbacks: Sequence[Any], *, method: Any = None, **changes: Any
+) -> Any:
+    """Returns the ``methods.base.Parts`` that ``trainer_of`` hands to the method; see there."""
     from hf_llm_recipes.methods.base import Parts
 
     plan, prepared = runner.plan, runner.prepared
@@ -40,33 +49,28 @@ def trainer_of(
         remove_unused_columns=not plan.task.judges_model,
         label_names=plan.task.label_names,
     )
-    trainer = method.build(
-        Parts(
-            model=runner.built.model,
-            arguments=arguments,
-            train=prepared.train,
-            eval=prepared.eval,
-            collator=prepared.collator,
-            compute_metrics=None if plan.task.judges_model else plan.task.quick_metrics,
-            compute_loss=plan.recipe.located(
-                lambda: plan.task.loss(arguments.label_smoothing_factor), "trainer"
-            ),
-            processing_class=runner.tokenizer,
-            callbacks=list(callbacks),
-            task=plan.task,
-            test=prepared.test,
-            train_rows=runner.loaded.train,
-            test_rows=runner.loaded.test,
-            unlabeled=prepared.unlabeled,
-            unlabeled_rows=runner.loaded.unlabeled,
-            eval_rows=runner.loaded.eval,
-            encode=runner.encode,
-            algorithm=plan.algorithm,
-            augmentation=plan.augmentation,
-            cache=assets.cache_dir(),
-        )
+    return Parts(
+        model=runner.built.model,
+        arguments=arguments,
+        train=prepared.train,
+        eval=prepared.eval,
+        collator=prepared.collator,
+        compute_metrics=None if plan.task.judges_model else plan.task.quick_metrics,
+        compute_loss=plan.recipe.located(lambda: plan.task.loss(arguments.label_smoothing_factor), "trainer"),
+        processing_class=runner.tokenizer,
+        callbacks=list(callbacks),
+        task=plan.task,
+        test=prepared.test,
+        train_rows=runner.loaded.train,
+        test_rows=runner.loaded.test,
+        unlabeled=prepared.unlabeled,
+        unlabeled_rows=runner.loaded.unlabeled,
+        eval_rows=runner.loaded.eval,
+        encode=runner.encode,
+        algorithm=plan.algorithm,
+        augmentation=plan.augmentation,
+        cache=assets.cache_dir(),
     )
-    return resume_exactly(trainer)
 
 
 def device_defaults() -> dict[str, Any]:

@@ -126,7 +126,9 @@ def test_a_run_gives_the_same_bits_with_a_prediction_and_without(recipe, monkeyp
     weights = [(done.path / "model" / "model.safetensors").read_bytes() for done in (with_it, without)]
     assert weights[0] == weights[1]
     said = with_it.metrics["training"]["predicted"]
-    assert set(said) == {"minutes", "peak_memory_gib"}
+    assert set(said) == {"minutes", "minutes_by_part", "at_most", "peak_memory_gib"}
+    assert said["minutes"] == said["minutes_by_part"]["training"] > 0
+    assert with_it.metrics["training"]["minutes_judging"] > 0
     assert said["peak_memory_gib"]["host"] <= with_it.metrics["training"]["peak_memory_gib"]["host"] + 0.001
     assert "predicted" not in without.metrics["training"]
 
@@ -144,7 +146,7 @@ def test_activations_are_those_of_the_longest_batch_and_grow_with_it(recipe):
 
 def test_what_autograd_keeps_is_counted_once_and_without_weights():
     trainer = SimpleNamespace(model=nn.Linear(5, 7))
-    one = probing._Probe(trainer, vocabulary=None)
+    one = probing._Probe(trainer)
     x = torch.randn(3, 5)
     with one._counted({"x": x}):
         hidden = trainer.model(x)  # keeps x: 60 bytes; the weight is not counted
@@ -195,18 +197,15 @@ def test_what_does_not_fit_is_said():
     assert Estimate("cpu", [Part("weights", 1)], []).fits is None
 
 
-def test_methods_that_make_their_batches_say_what_is_not_known(recipe):
-    semi = {**recipe, "data": {**recipe["data"], "labels_per_class": 8}}
-    semi["method"] = {"name": "semi_supervised", "warm_start": "none"}
-    found = estimate_run(prepared(semi))
-    assert (found.seconds, found.seconds_per_step) == (None, None)
-    assert found.notes[0] == "how long this method trains is not known before it begins"
-    assert parts(found)["teacher"] == parts(found)["gradients"]
-    assert parts(found)["pool"] == pytest.approx(2 * parts(found)["activations"], rel=0.05)  # 24 rows, not 8
-    semi["method"] = {"name": "self_training", "rounds": 1}
-    found = estimate_run(prepared(semi))
-    assert found.seconds is None
+def test_a_method_of_ones_own_says_that_its_time_is_not_known(recipe, monkeypatch):
+    from hf_llm_recipes import courses
+
+    monkeypatch.delitem(courses.COURSES, courses.Supervised)
+    found = estimate_run(prepared(recipe))
+    assert (found.seconds, found.seconds_per_step, found.seconds_by_part) == (None, None, {})
     assert found.notes == ["how long this method trains is not known before it begins"]
+    assert found.probed
+    assert found.predicted()["minutes"] is None
 
 
 def test_an_average_of_the_weights_is_counted_in_memory_and_on_disk(recipe):
@@ -233,13 +232,24 @@ def test_a_batch_that_does_not_fit_is_told_not_raised(recipe, monkeypatch):
 def test_predicted_stands_beside_measured():
     training = {
         "minutes": 2.0,
+        "minutes_before": 0.5,
+        "minutes_judging": 1.0,
         "peak_memory_gib": {"host": 1.5},
         "predicted": {"minutes": 1.8, "peak_memory_gib": {"host": 1.4}},
     }
-    assert beside(training) == "predicted: peak memory 1.40 GiB (was 1.50), 1.80 minutes (was 2.00)"
-    training["predicted"]["minutes"] = None
-    assert beside(training) == "predicted: peak memory 1.40 GiB (was 1.50)"
-    assert beside({"minutes": 2.0, "peak_memory_gib": {"host": 1.5}}) is None
+    metrics = {"training": training}
+    memory, time = "predicted: peak memory 1.40 GiB (was 1.50)", "1.80 minutes of training (was 2.00)"
+    assert beside(metrics) == f"{memory}, {time}"
+    # like with like: a part that was not predicted, or not measured, is in neither sum
+    training["predicted"]["minutes_by_part"] = {"training": 1.8, "preparation": 0.4, "baseline": 9.0}
+    assert beside(metrics) == f"{memory}, {time}, 2.20 in all (was 2.50)"
+    training["predicted"]["at_most"] = ["preparation"]
+    assert beside(metrics) == f"{memory}, {time}, at most 2.20 in all (was 2.50)"
+    metrics["comparison"] = {"supervised_minutes_in_all": 8.0}
+    assert beside(metrics).endswith("at most 11.20 in all (was 10.50)")
+    training["predicted"] = {"minutes": None, "peak_memory_gib": {"host": 1.4}}
+    assert beside(metrics) == memory
+    assert beside({"training": {"minutes": 2.0, "peak_memory_gib": {"host": 1.5}}}) is None
 
 
 def test_the_command_prints_parts_and_json(recipe, tmp_path):
@@ -250,12 +260,13 @@ def test_the_command_prints_parts_and_json(recipe, tmp_path):
     file.write_text(dump_yaml({key: value for key, value in recipe.items() if key != "name"}))
     found = CliRunner().invoke(app, ["estimate", str(file), "trainer.max_steps=30"])
     assert found.exit_code == 0
-    for said in ("weights", "activations", "peak memory", "disk: checkpoints", "30 steps of"):
+    for said in ("weights", "activations", "peak memory", "disk: checkpoints", "30 steps of", "in all"):
         assert said in found.stdout
     found = CliRunner().invoke(app, ["estimate", str(file), "--device", "a100-40gb", "--json"])
     answer = json.loads(found.stdout)
     assert answer["device"] == "a100-40gb"
     assert answer["peak_bytes"] == sum(part["bytes"] for part in answer["memory"])
+    assert answer["time"] == []
     assert not (tmp_path / "out").exists()
 
 

@@ -417,7 +417,7 @@ def test_predicted_stands_beside_measured(tmp_path):
     }
     found = drawn(write_run(tmp_path / "run", metrics={"training": training_}))
     assert found.table("Predicted before the training")[1:] == [
-        ["minutes", "2.00", "3.00", "1.50"],
+        ["minutes of training", "2.00", "3.00", "1.50"],
         ["peak memory, host, GiB", "4.00", "3.00", "0.75"],
     ]
     assert "5 of 20 weights trained (25.00 %)" in found.text

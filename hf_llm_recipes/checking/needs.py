@@ -13,13 +13,13 @@ WHERE = "trainer"
 def look(subject: Subject, report: Report) -> list[Finding]:
     """Adds the estimate to the report; returns whether it fits."""
     try:
-        report.estimate = found = estimate_run(subject)
+        report.estimate = found = estimate_run(subject, times=times(subject))
     except FAILURES as error:
         if isinstance(error, UserError):
             return [Finding("error", "estimate", error.what, error.where, error.hint)]
         return [untold(error)]
-    if found.steps and subject.plan.trainer.get("max_steps", -1) <= 0:
-        scale(found, len(subject.all_rows("train")) / len(subject.rows("train")))
+    if any(more > 1 for more in times(subject).values()):
+        found.notes.append("steps and time are those of a sample of the rows, multiplied")
     return too_much(found)
 
 
@@ -35,12 +35,9 @@ def untold(error: BaseException) -> Finding:
     )
 
 
-def scale(found: Estimate, times: float) -> None:
-    """Makes the steps of a sample those of all rows."""
-    if times > 1:
-        found.steps = round(found.steps * times)
-        found.seconds = None if found.seconds is None else found.seconds * times
-        found.notes.append("steps and time are those of a sample of the rows, multiplied")
+def times(subject: Subject) -> dict[str, float]:
+    """Returns how many rows of a split each one of the sample stands for."""
+    return {split: len(subject.all_rows(split)) / len(subject.rows(split)) for split in subject.splits()}
 
 
 def too_much(found: Estimate) -> list[Finding]:

@@ -59,9 +59,7 @@ def frozen_features(
         raise ValueError(f"batch_size is {batch_size}; allowed: 1 or more")
     backbone = backbone_of(model)
     lengths, digest = _lengths_and_sha256(rows)
-    name = hashlib.sha256(f"{VERSION} {features_sha256(backbone)} {digest} {_dtype(model)}".encode())
-    folder = Path(directory) if directory is not None else cache_dir() / "features"
-    path = folder / f"{name.hexdigest()}.npy"
+    path = _place(model, backbone, digest, directory)
     cached = _cached(path, len(rows))
     if cached is not None:
         return cached
@@ -69,6 +67,19 @@ def frozen_features(
     features_ND = _encode(model, backbone, rows, collator, order, batch_size, label)
     _keep(path, features_ND)
     return features_ND
+
+
+def are_kept(model: nn.Module, rows: Sequence[Mapping[str, Any]], directory: str | Path | None) -> bool:
+    """Returns whether rows' features lie in the cache already; see ``frozen_features``."""
+    digest = _lengths_and_sha256(rows)[1]
+    return _cached(_place(model, backbone_of(model), digest, directory), len(rows)) is not None
+
+
+def _place(model: nn.Module, backbone: nn.Module, digest: str, directory: str | Path | None) -> Path:
+    """The file of the cache that rows' features are kept in."""
+    name = hashlib.sha256(f"{VERSION} {features_sha256(backbone)} {digest} {_dtype(model)}".encode())
+    folder = Path(directory) if directory is not None else cache_dir() / "features"
+    return folder / f"{name.hexdigest()}.npy"
 
 
 def backbone_of(model: nn.Module) -> nn.Module:

@@ -142,8 +142,7 @@ def _train(parts: Parts, rows: np.ndarray, steps: int, folder: str) -> None:
     """One supervised training of so many steps or fewer, without checkpoints and evaluations."""
     stops = [callback for callback in parts.callbacks if isinstance(callback, GracefulStop)]
     arguments = quiet(parts, folder)
-    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    arguments.max_steps = max(1, min(steps, math.ceil(PASSES * len(rows) / batch)))
+    arguments.max_steps = steps_of(arguments, len(rows), steps)
     arguments.logging_strategy = type(arguments.logging_strategy).NO
     mine = replace(
         parts, train=parts.train.select(rows), eval=None, callbacks=list(stops), arguments=arguments
@@ -153,6 +152,12 @@ def _train(parts: Parts, rows: np.ndarray, steps: int, folder: str) -> None:
         raise InterruptedRunError(
             "stopped while the first labels of the pool were made: nothing was saved yet", hint="run it again"
         )
+
+
+def steps_of(arguments: Any, rows: int, most: int) -> int:
+    """Returns the steps of a supervised training on so many labeled rows, ``most`` of them at most."""
+    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    return max(1, min(most, math.ceil(PASSES * rows / batch)))
 
 
 @torch.no_grad()
@@ -165,7 +170,9 @@ def _probabilities(parts: Parts, rows: Any, chosen: np.ndarray, label: str | Non
     found = np.empty((len(few), model.config.num_labels))
     device, training = next(model.parameters()).device, model.training
     model.eval()
-    for start in tqdm(range(0, len(order), size), desc=label, disable=label is None or len(order) < 500 or None):
+    for start in tqdm(
+        range(0, len(order), size), desc=label, disable=label is None or len(order) < 500 or None
+    ):
         places = order[start : start + size]
         batch = parts.collator([_unlabeled(few[int(place)]) for place in places])
         batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}

@@ -20,6 +20,7 @@ from hf_llm_recipes.markup import (
 )
 from hf_llm_recipes.reporting import charts
 from hf_llm_recipes.reporting.facts import Facts, Lines, points
+from hf_llm_recipes.spans import minutes_of
 
 UNLABELED, CLASS = "unlabeled/", "unlabeled/class_"
 SHARES = {  # of the unlabeled stream, within [0, 1]
@@ -68,7 +69,7 @@ def speed_and_memory(facts: Facts) -> Html:
             )
     return section(
         "Throughput and memory",
-        _measured(training),
+        _measured(training, minutes_of(facts.metrics)),
         _figures(made),
         _cost(training),
         identity="speed",
@@ -153,12 +154,15 @@ def _unit(label: str) -> str:
     return label if len(label) < 34 else ""
 
 
-def _measured(training: Mapping[str, Any]) -> Html:
+def _measured(training: Mapping[str, Any], took: Mapping[str, float]) -> Html:
     """Predicted beside measured; only measured where nothing was predicted."""
     if not training:
         return Html("")
     predicted = training.get("predicted", {})
-    pairs = [("minutes", training.get("minutes"), predicted.get("minutes"))]
+    pairs = [("minutes of training", training.get("minutes"), predicted.get("minutes"))]
+    for part, said in predicted.get("minutes_by_part", {}).items():
+        if part != "training":
+            pairs.append((f"minutes of {part}", took.get(part), said))
     for kind, peak in training.get("peak_memory_gib", {}).items():
         pairs.append((f"peak memory, {kind}, GiB", peak, predicted.get("peak_memory_gib", {}).get(kind)))
     rows = [

@@ -1,13 +1,14 @@
 """The whole check: what refuses a run is a finding, long data is sampled and said so, nothing is changed."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from _planted import found, jsonl, recipe_of, report_of, said
 from conftest import sentences
 
 from hf_llm_recipes.checking import core, probe, subject
-from hf_llm_recipes.checking.needs import scale, too_much, untold
+from hf_llm_recipes.checking.needs import times, too_much, untold
 from hf_llm_recipes.estimate import Estimate, Part
 
 TASK = {"name": "text_classification"}
@@ -113,12 +114,15 @@ def test_a_clean_recipe_has_an_estimate_no_finding_and_its_weights_as_they_were(
 
 
 def test_an_estimate_that_does_not_fit():
-    estimate = Estimate("cpu", [Part("weights", 3 << 30)], [], steps=10, seconds=20.0, capacity=2 << 30)
+    estimate = Estimate("cpu", [Part("weights", 3 << 30)], [], steps=10, capacity=2 << 30)
     (finding,) = too_much(estimate)
     assert finding.level == "error"
     assert finding.what == "about 3.00 GiB of memory are needed, and cpu has 2.00 GiB"
-    scale(estimate, 2.5)
-    assert (estimate.steps, estimate.seconds) == (25, 50.0)
+    sizes = {"train": (50, 20), "test": (8, 8)}
+    subject = SimpleNamespace(
+        splits=lambda: list(sizes), all_rows=lambda s: range(sizes[s][0]), rows=lambda s: range(sizes[s][1])
+    )
+    assert times(subject) == {"train": 2.5, "test": 1.0}
     assert not too_much(Estimate("cpu", [Part("weights", 1 << 30)], [], capacity=2 << 30))
     assert untold(IndexError("no such row")).what.endswith("(IndexError: no such row)")
 
