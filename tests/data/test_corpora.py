@@ -94,6 +94,7 @@ def test_hashes_are_the_same_on_every_machine():
 def test_every_corpus_has_a_line_and_a_licence():
     lines = local_corpora()
     assert list(lines) == [
+        "local/dates",
         "local/digits",
         "local/python-docstrings",
         "local/python-names",
@@ -110,7 +111,7 @@ def test_every_corpus_has_a_line_and_a_licence():
         assert corpus.license
         assert corpus.packages
         seen += 1
-    assert seen == 7
+    assert seen == 8
 
 
 CLEANED = {
