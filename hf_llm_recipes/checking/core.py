@@ -24,6 +24,7 @@ from hf_llm_recipes.checking import (
     recipe_fit,
     reload,
     turns,
+    unknown,
     weights,
     words,
 )
@@ -38,6 +39,7 @@ OF_DATA: dict[str, Callable[[Subject, Report], list[Finding]]] = {
     "loss tokens": loss_tokens.look,
     "turns": turns.look,
     "words": words.look,
+    "unknown": unknown.look,
     "answers": answers.look,
 }
 

@@ -38,6 +38,7 @@ def look(subject: Subject, report: Report) -> list[Finding]:
     counts = {split: _counts(subject, split, found, len(names), kind) for split, found in values.items()}
     report.labels = {split: dict(zip(names, found.tolist(), strict=True)) for split, found in counts.items()}
     made = class_findings(counts, names, where, unit="words" if kind == "tags" else "rows")
+    made += name_findings(names, where["train"])
     if kind == "multi_label":
         made += _unlabeled_rows(values, where)
     if kind == "tags":
@@ -183,6 +184,32 @@ def _unlike(
             )
         )
     return found
+
+
+def name_findings(names: Sequence[str], where: str) -> list[Finding]:
+    """Returns classes that may be one, written in different ways: `Spam` and `spam `.
+
+    Args:
+        names: Of the classes.
+        where: The train split's words.
+    """
+    ways: dict[str, list[str]] = {}
+    for name in names:
+        ways.setdefault(" ".join(name.casefold().split()), []).append(name)
+    alike = [group for group in ways.values() if len(group) > 1]
+    if not alike:
+        return []
+    said = "; ".join(" and ".join(map(repr, group)) for group in alike[:5])
+    more = f"; … ({len(alike) - 5} more)" if len(alike) > 5 else ""
+    return [
+        Finding(
+            "warning",
+            "labels",
+            f"classes that differ in case or spaces only: {said}{more}",
+            where,
+            "write one class in one way in the data; or go on, if they are two",
+        )
+    ]
 
 
 def _unlabeled_rows(values: Mapping[str, Any], where: Mapping[str, str]) -> list[Finding]:

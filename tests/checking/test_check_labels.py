@@ -7,6 +7,7 @@ from hf_llm_recipes.checking.labels import (
     class_findings,
     counted,
     counted_by_value,
+    name_findings,
     number_findings,
     tag_findings,
 )
@@ -91,3 +92,12 @@ def test_multi_label_rows_without_a_class(tiny_bert, tmp_path):
     assert report.labels["train"] == {"a": 9, "b": 4}
     assert ("info", "2 of 6 rows (33.3 %) have no class at all") in whats(found(report, "labels"))
     assert report.samples[0].label == "a"
+
+
+def test_one_class_written_in_two_ways():
+    (finding,) = name_findings(["B-Sport", "Spam", "a", "not  spam", "spam ", "not spam"], "train split")
+    assert finding.what == (
+        "classes that differ in case or spaces only: 'Spam' and 'spam '; 'not  spam' and 'not spam'"
+    )
+    assert finding.level == "warning"
+    assert not name_findings(["a", "b", "aa"], "train split")
