@@ -160,7 +160,7 @@ def predict_file(
 
     Args:
         directory: A run directory.
-        source: Rows with the task's columns, in any format that ``data:`` reads.
+        source: Rows with the task's columns, in any format that ``data:`` reads, or a folder of them.
         target: ``.csv``, ``.jsonl`` or ``.parquet``; written to the side and renamed.
         settings: Of ``GenerationConfig``, for models that write text.
         seed: Where they sample.
@@ -185,6 +185,7 @@ def predict_file(
         if column in rows.column_names:
             raise RunError(f"the file has a column `{column}` already", where=str(source), hint="rename it")
         rows = rows.add_column(column, [answer[key] for answer in answers])
+    rows = rows if target.suffix == ".parquet" else _with_file_names(rows)
     side = target.with_name(f".{target.name}.part")
     try:
         with writing(target, "name another file"), _quiet():
@@ -195,6 +196,17 @@ def predict_file(
         with suppress(OSError):
             side.unlink(missing_ok=True)
     return len(answers)
+
+
+def _with_file_names(rows: Any) -> Any:
+    """Rows for a file of text: of an image its file's name, where it has one."""
+    from datasets import Image
+
+    for name, feature in dict(rows.features).items():
+        if isinstance(feature, Image):
+            images = rows.cast_column(name, Image(decode=False))[name]
+            rows = rows.remove_columns([name]).add_column(name, [image["path"] for image in images])
+    return rows
 
 
 def _words(label: Any) -> str:

@@ -4,9 +4,10 @@ import json
 import pandas as pd
 import pytest
 from conftest import sentences, write_csv
+from datasets import Dataset, Features, Image, Value
 
 from hf_llm_recipes.errors import DataError, RunError
-from hf_llm_recipes.judging import evaluate_run, predict_file
+from hf_llm_recipes.judging import _with_file_names, evaluate_run, predict_file
 from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.run import run
 
@@ -157,3 +158,12 @@ def test_files_that_cannot_be_used(finished, tmp_path):
         evaluate_run(finished.path, write(tmp_path / "bad.csv", bad))
     with pytest.raises(DataError, match=r"unlabeled.csv: there is no column `label`"):
         evaluate_run(finished.path, write(tmp_path / "unlabeled.csv", NEW))
+
+
+def test_images_in_a_file_of_text_are_the_names_of_their_files():
+    stored = [{"bytes": None, "path": "new/1.png"}, {"bytes": b"\x89PNG", "path": None}]
+    features = Features({"image": Image(decode=False), "predicted_label": Value("string")})
+    rows = Dataset.from_dict({"image": stored, "predicted_label": ["cat", "dog"]}, features=features)
+    made = _with_file_names(rows)
+    assert made["image"][:] == ["new/1.png", None]
+    assert made["predicted_label"][:] == ["cat", "dog"]

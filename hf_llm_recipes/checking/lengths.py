@@ -39,6 +39,7 @@ class Lengths:
         supervised_cut: Tokens that would have carried it.
         passed: Tokens that are read to learn those; None: the ones that are left.
         unit: What is counted beside tokens: ``rows``, ``blocks`` of packed documents, or ``windows``.
+        most: Tokens that the model takes.
     """
 
     whole_N: np.ndarray
@@ -48,6 +49,7 @@ class Lengths:
     supervised_cut: int = 0
     passed: int | None = None
     unit: str = "rows"
+    most: int = NO_LIMIT
 
     def facts(self) -> dict[str, Any]:
         """Returns the figures, JSON-able."""
@@ -100,6 +102,7 @@ def measured(subject: Subject, split: str) -> Lengths | None:
     kept_N = _kept(features, len(subject.rows(split)))
     whole_N, lost = _whole(subject, split, kept_N, limit)
     found = Lengths(whole_N, kept_N, limit, supervised_cut=lost)
+    found.most = input_length(None, subject.tokenizer, subject.config)
     if split == "unlabeled" or isinstance(subject.plan.method, GRPO):
         return found
     if "labels" in features.column_names and (
@@ -164,6 +167,12 @@ def _what_to_do(lengths: Lengths, task: Any) -> str:
     longest, most = int(lengths.whole_N.max()), int(np.ceil(np.percentile(lengths.whole_N, 99)))
     if task.max_length is None:
         said = f"the model takes {lengths.limit} tokens and the longest row has {longest:,}: split the rows"
+    elif lengths.most < longest and lengths.limit < lengths.most:
+        whole = int((lengths.whole_N <= lengths.most).sum())
+        said = f"`task.max_length: {lengths.most}` is what the model takes and would keep "
+        said += f"{share(whole, len(lengths.whole_N))} of the rows whole"
+    elif lengths.most < longest:
+        said = f"the model takes no more; the longest row has {longest:,}: split the rows"
     elif lengths.limit < most < longest:
         said = f"`task.max_length: {most}` would keep 99 % of the rows whole, {longest} all of them"
     else:

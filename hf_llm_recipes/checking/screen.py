@@ -100,6 +100,11 @@ def _with_loss(facts: dict[str, Any]) -> str:
     return said + (f", {lost:,} cut" if lost else "")
 
 
+def _apart(name: str) -> str:
+    """A class's name before its count; that of a number is not to be taken for one."""
+    return f"{name}:" if name[-1:].isdigit() else name
+
+
 def _labels(report: Report) -> Text | None:
     counts = report.labels.get("train")
     if not counts:
@@ -113,7 +118,7 @@ def _labels(report: Report) -> Text | None:
         each = f"{max(some):,}" if max(some) == min(some) else f"{min(some):,} to {max(some):,}"
         return Text(f"labels   {len(counts)} classes of {each} rows: {named(list(counts), MOST_CLASSES)}")
     order = sorted(counts.items(), key=lambda pair: -pair[1])
-    shown = [f"{name} {count:,} ({share(count, total)})" for name, count in order[:MOST_CLASSES]]
+    shown = [f"{_apart(name)} {count:,} ({share(count, total)})" for name, count in order[:MOST_CLASSES]]
     more = [f"… {len(order) - MOST_CLASSES} more, rarest {order[-1][0]}: {order[-1][1]:,}"]
     return Text("labels   " + ", ".join(shown + (more if len(order) > MOST_CLASSES else [])))
 

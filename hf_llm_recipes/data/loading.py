@@ -250,10 +250,11 @@ def load(
 
 
 def read_rows(path: str | Path, *, source: Source | None = None) -> Dataset:
-    """Returns all rows of one file, in the file's order, e.g. to predict on.
+    """Returns all rows of one file, in the file's order, or of a folder, e.g. to predict on.
 
     Args:
-        path: A CSV, TSV, JSON, JSONL, Parquet, Arrow or text file.
+        path: A CSV, TSV, JSON, JSONL, Parquet, Arrow or text file, a folder of such files, of images, or
+            of one folder of images or texts a class.
         source: Its encoding, delimiter and columns are used. A column that the task's mapping
             names and the file lacks is passed over: rows to predict on have no labels.
 
@@ -261,7 +262,10 @@ def read_rows(path: str | Path, *, source: Source | None = None) -> Dataset:
         DataError: as `load` for one file.
     """
     encoding, delimiter = (source.encoding, source.delimiter) if source else ("utf-8", None)
-    data = read_table(path, encoding=encoding, delimiter=delimiter).data
+    if Path(path).is_dir():
+        data = folder_origin(Path(path), str(path), encoding, delimiter).table.data
+    else:
+        data = read_table(path, encoding=encoding, delimiter=delimiter).data
     columns = (source.columns or {}) if source else {}
     present = {name: old for name, old in columns.items() if old in data.column_names}
     return _rename(data, present, str(path))

@@ -76,6 +76,8 @@ class TextClassification(Task):
             raise ValueError("labels has no effect on regression")
         if self.labels is not None and (len(self.labels) < 2 or len(set(self.labels)) != len(self.labels)):
             raise ValueError(f"labels is {self.labels}; allowed: two or more different names")
+        if self.examples and self.text_pair:
+            raise ValueError("examples are single texts, and text_pair makes every row two")
         if self.max_length is not None and self.max_length < 3:
             raise ValueError(f"max_length is {self.max_length}; allowed: 3 or more tokens")
 
@@ -162,8 +164,14 @@ class TextClassification(Task):
         """Returns rows of bare texts.
 
         Raises:
-            DataError: an input is no text.
+            DataError: an input is no text, or the run reads pairs.
         """
+        if self.text_pair:
+            raise DataError(
+                f"one text, where the run reads pairs (`{self.text}` and `{self.text_pair}`)",
+                allowed=f"rows with both columns, e.g. {{{self.text!r}: …, {self.text_pair!r}: …}}",
+                hint="write them into a file: predict RUN --file PAIRS.csv --output ANSWERS.csv",
+            )
         for place, given in enumerate(inputs):
             if not isinstance(given, str):
                 raise DataError(

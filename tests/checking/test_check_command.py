@@ -76,6 +76,12 @@ def test_with_colours_there_are_no_brackets():
     assert "\x1b[31m[bold]" not in text
 
 
+def test_the_name_of_a_class_is_not_taken_for_a_count():
+    console = Console(file=io.StringIO(), width=120)
+    show(Report("mine", labels={"train": {"1": 237, "0": 13, "other": 7}}), console)
+    assert "labels   1: 237 (92.2 %), 0: 13 (5.1 %), other 7 (2.7 %)" in console.file.getvalue()
+
+
 def test_small_words():
     assert sparkline([0, 1, 8, 4]) == " ▁█▄"
     assert sparkline([]) == ""

@@ -105,3 +105,15 @@ def test_a_model_that_takes_no_more_is_said():
     lengths = Lengths(np.array([4, 40]), np.array([4, 32]), 32)
     (finding,) = told({"train": lengths}, TextClassification(), {"train": "train split"})
     assert "the model takes 32 tokens and the longest row has 40: split the rows" in finding.do
+
+
+def test_no_longer_limit_than_the_models_is_advised():
+    whole = np.array([10, 20, 30, 300])
+    where = {"train": "train split"}
+    lengths = Lengths(whole, np.minimum(whole, 15), 15, most=32)
+    (finding,) = told({"train": lengths}, TextClassification(max_length=15), where)
+    said = "`task.max_length: 32` is what the model takes and would keep 75.0 % of the rows whole"
+    assert finding.do.startswith(said)
+    lengths = Lengths(whole, np.minimum(whole, 32), 32, most=32)
+    (finding,) = told({"train": lengths}, TextClassification(max_length=32), where)
+    assert finding.do.startswith("the model takes no more; the longest row has 300: split the rows")

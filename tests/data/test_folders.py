@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hf_llm_recipes.data.loading import Source, load
+from hf_llm_recipes.data.loading import Source, load, read_rows
 from hf_llm_recipes.errors import DataError
 
 
@@ -101,3 +101,12 @@ def test_what_such_a_folder_must_not_hold(tmp_path):
     (tmp_path / "videos/cat/1.mp4").write_bytes(b"?")
     with pytest.raises(DataError, match="holds no file of rows; it holds 1 folder cat/"):
         load(Source(name=str(tmp_path / "videos")))
+
+
+def test_rows_to_predict_on_may_be_a_folder(tmp_path):
+    images(tmp_path / "new", 10, count=2)
+    data = read_rows(tmp_path / "new")
+    assert [Path(row["image"]["path"]).name for row in data] == ["0.png", "1.png"]
+    assert data.column_names == ["image"]
+    images(tmp_path / "test/cat", 10)
+    assert rows(read_rows(tmp_path / "test")) == [("0.png", "cat")]

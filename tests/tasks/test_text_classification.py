@@ -613,3 +613,10 @@ def test_a_number_has_no_items():
 def test_lengths_are_those_of_the_token_ids():
     features = rows(input_ids=IDS)
     assert TextClassification().lengths(features).tolist() == [4, 5, 5, 4]
+
+
+def test_one_text_where_pairs_are_read():
+    with pytest.raises(DataError, match=r"one text, where the run reads pairs \(`text` and `second`\)"):
+        TextClassification(text_pair="second").read_inputs(["a song"])
+    with pytest.raises(ValueError, match="examples are single texts, and text_pair makes every row two"):
+        TextClassification(text_pair="second", examples=["a song"])
