@@ -36,6 +36,7 @@ from hf_llm_recipes.methods import _cross_fit, _features, _first_labels, _frozen
 from hf_llm_recipes.methods._forward import take
 from hf_llm_recipes.methods._joint_trainer import JointTrainer
 from hf_llm_recipes.methods._semi_trainer import PIECE, Schedule, SemiSupervisedTrainer, WarmStart
+from hf_llm_recipes.methods._teacher import untrained
 from hf_llm_recipes.methods.distillation import Distillation
 from hf_llm_recipes.methods.dpo import DPO
 from hf_llm_recipes.methods.grpo import GRPO
@@ -98,7 +99,9 @@ class _Course:
     def run(self) -> Probed:
         """Probes the method, then adds what is around it."""
         method = self.plan.method
-        course = COURSES.get(type(method))
+        course, why = COURSES.get(type(method)), UNKNOWN
+        if isinstance(method, Distillation) and untrained(method.teacher) is not None:
+            course, why = None, f"the teacher, {method.teacher}, is trained first: its estimate is its own"
         own = method.arguments_class() is not TrainingArguments
         if own and course is None:
             return Probed(notes=["this method makes its batches while it trains: nothing is known before"])
@@ -110,7 +113,7 @@ class _Course:
                 return self.found
         if course is None:
             self._judge_memory(self.one.trainer)
-            self.found.notes.append(UNKNOWN)
+            self.found.notes.append(why)
             self.found.seconds_per_step = None
             return self.found
         self._around(course)

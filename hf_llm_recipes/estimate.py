@@ -32,6 +32,10 @@ DEVICES = {
 NO_BFLOAT16 = ("t4", "v100-16gb", "v100-32gb")
 CONTEXT = int(0.6 * GIB)  # CUDA's own memory in a process
 FRAGMENTS = 0.08  # of torch's allocator, of everything it holds
+# Of what steps take on a CPU, by how much glibc's heap still grows where long batches follow short ones:
+# after the probe's steps 10, 20, 22 and 37 % in four recipes, 0 and 2 % in two whose batches are alike
+# (docs/lab.md, 2026-11-27).
+HEAP = 0.2
 HALVED = 0.6  # of activations in mixed precision: norms and softmax stay in float32
 BYTES_PER_WEIGHT = {"sgd": 0, "adafactor": 0.1, "lion_32bit": 4, "rmsprop": 4, "adagrad": 4}
 SHORTEST = 20  # steps of a training for which a probe is worth its time
@@ -194,7 +198,7 @@ def estimate_run(
     found = courses.probe(runner, steps=steps, times=times) if probe else probing.Probed()
     estimate = Estimate(here, [], [], steps=found.optimizer_steps, probed=found.took_steps)
     estimate.notes += found.notes
-    estimate.memory = _parts_here(runner, found)
+    estimate.memory = _parts_here(runner, found, here)
     estimate.disk = _disk(runner)
     estimate.capacity = probing.capacity_here()
     if device is None or device == here:
@@ -217,7 +221,7 @@ def check_device(device: str | None) -> None:
         )
 
 
-def _parts_here(runner: Any, found: Any) -> list[Part]:
+def _parts_here(runner: Any, found: Any, here: str) -> list[Part]:
     """The parts of the peak on this machine, largest first, and what no part explains."""
     plan, parameters = runner.plan, runner.parameters
     width = f"{parameters['total']:,} weights, {str(runner.precision.weights).removeprefix('torch.')}"
@@ -247,6 +251,11 @@ def _parts_here(runner: Any, found: Any) -> list[Part]:
     rest -= base
     if rest > 0:
         parts.append(Part("workspace", rest, "measured beyond the parts: temporaries, the allocator's slack"))
+    if found.varies and here == "cpu":
+        steps = found.peak - base - weight_bytes(runner.built.model) - buffer_bytes(runner.built.model)
+        parts.append(
+            Part("heap", int(HEAP * max(steps, 0)), "growth while lengths vary: a fifth of the steps'")
+        )
     parts.append(Part("judging", found.judging, "the test split afterwards: its longest rows, and libraries"))
     parts = [part for part in parts if part.bytes]
     return sorted(parts, key=lambda part: -part.bytes)
@@ -255,7 +264,7 @@ def _parts_here(runner: Any, found: Any) -> list[Part]:
 def _elsewhere(estimate: Estimate, runner: Any, device: str) -> Estimate:
     """The parts as they will be on a named GPU."""
     half = "float16" if device in NO_BFLOAT16 else "bfloat16"
-    kept = {"process", "workspace", "judging"}
+    kept = {"process", "workspace", "heap", "judging"}
     halved = runner.plan.model.dtype == "auto"
     parts = []
     for part in estimate.memory:

@@ -45,6 +45,7 @@ class Probed:
         spans: What the run's time is made of; none where it is not known.
         scale: How much longer batches the method makes than those whose activations were counted, ≥ 1.
         longest: What the longest batch was.
+        varies: Whether some batches are half as long as the longest, or less.
         notes: Sentences about what is left out.
     """
 
@@ -60,6 +61,7 @@ class Probed:
     spans: list[Span] = field(default_factory=list)
     scale: float = 1.0
     longest: str = ""
+    varies: bool = False
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -121,7 +123,8 @@ class _Probe:
             times.append(spans.now() - begun)
             self.batches.append(batch)
         self.loading = np.median(times, axis=0)  # the first one may have made an order of all rows
-        self.longest = max(size(batch) for batch in self.batches)
+        sizes = [size(batch) for batch in self.batches]
+        self.longest, self.found.varies = max(sizes), 2 * min(sizes) <= max(sizes)
 
     def measure(self, steps: int, *, count: bool = False) -> Seconds:
         """Takes steps of one kind; returns the mean seconds of an optimizer step.

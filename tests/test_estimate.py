@@ -13,6 +13,7 @@ from hf_llm_recipes.errors import RecipeError
 from hf_llm_recipes.estimate import (
     Estimate,
     Part,
+    _parts_here,
     beside,
     buffer_bytes,
     estimate_run,
@@ -144,6 +145,33 @@ def test_activations_are_those_of_the_longest_batch_and_grow_with_it(recipe):
     assert large["activations"] == pytest.approx(4 * small["activations"], rel=0.05)  # all rows are as long
 
 
+def test_the_heap_grows_where_lengths_vary(recipe):
+    runner = prepared(recipe)
+    weights = weight_bytes(runner.built.model) + buffer_bytes(runner.built.model)
+    found = probing.Probed(peak=10**9 + weights, base=5 * 10**8, varies=True)
+    named = {part.name: part.bytes for part in _parts_here(runner, found, "cpu")}
+    assert named["heap"] == 10**8  # a fifth of 5 x 10^8
+    assert "heap" not in {part.name for part in _parts_here(runner, found, "cuda")}
+    found.varies = False
+    assert "heap" not in {part.name for part in _parts_here(runner, found, "cpu")}
+
+
+def test_lengths_vary_where_a_batch_is_half_as_long_as_another():
+    def varies(*lengths):
+        batches = [{"input_ids": torch.zeros(2, length)} for length in lengths]
+        trainer = SimpleNamespace(
+            args=SimpleNamespace(gradient_accumulation_steps=1),
+            get_train_dataloader=lambda: batches,
+            set_initial_training_values=lambda args, loader: (9,),
+        )
+        one = probing._Probe(trainer)
+        one.look()
+        return one.found.varies
+
+    assert not varies(8, 8, 5)
+    assert varies(8, 4)
+
+
 def test_what_autograd_keeps_is_counted_once_and_without_weights():
     trainer = SimpleNamespace(model=nn.Linear(5, 7))
     one = probing._Probe(trainer)
@@ -179,7 +207,7 @@ def test_a_named_gpu_takes_the_parts_without_this_process(recipe):
     runner = prepared(recipe, "trainer.max_steps=30")
     here, there = estimate_run(runner), estimate_run(runner, "t4")
     mine, theirs = parts(here), parts(there)
-    assert "process" not in theirs
+    assert not {"process", "workspace", "heap"} & theirs.keys()
     assert theirs["context"] == int(0.6 * 2**30)
     assert theirs["weights"] < mine["weights"]
     assert theirs["gradients"] == mine["gradients"]

@@ -15,7 +15,7 @@ from hf_llm_recipes.methods import _first_labels
 from hf_llm_recipes.methods._lower_layers import LowerLayers
 from hf_llm_recipes.methods._semi_trainer import Schedule, SemiSupervisedTrainer
 from hf_llm_recipes.methods.self_training import RoundPlan, SelfTrainingTrainer
-from hf_llm_recipes.recipe import Recipe
+from hf_llm_recipes.recipe import Recipe, dump_yaml
 from hf_llm_recipes.run import _Runner, plan, run
 from hf_llm_recipes.spans import Span
 from hf_llm_recipes.stages._training import StageModule
@@ -384,6 +384,16 @@ def test_a_teacher_of_a_pool_answers_each_row_once(recipe, tmp_path, seen, monke
     assert counts(found, "preparation")["a row answered by the teacher, where that is not kept"] == rows
     assert found.at_most("preparation")
     assert not found.at_most("training")
+
+
+def test_a_teacher_that_is_trained_first_has_an_estimate_of_its_own(recipe, tmp_path):
+    teacher = tmp_path / "teacher.yaml"
+    values = {key: value for key, value in recipe.items() if key not in ("name", "output")}
+    teacher.write_text(dump_yaml(values), encoding="utf-8")
+    recipe["method"] = {"name": "distillation", "teacher": str(teacher)}
+    found = estimated(recipe)
+    assert (found.spans, found.seconds) == ([], None)
+    assert found.notes == [f"the teacher, {teacher}, is trained first: its estimate is its own"]
 
 
 def test_evaluations_and_early_stopping(recipe):
