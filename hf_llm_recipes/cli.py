@@ -401,7 +401,7 @@ def predict(
 
     The talk is written token by token and keeps the conversation, through the model's chat template; a model
     without one goes on with each text. /new forgets the conversation, /system TEXT says something first,
-    /quit or Ctrl-D ends, Ctrl-C stops an answer. From a pipe each line is a message.
+    /quit or Ctrl-D ends, Ctrl-C stops an answer. From a pipe each line is a message, or a text of its own.
     """
     if texts and file is not None:
         raise typer.BadParameter(HOW_TO_PREDICT)
@@ -591,7 +591,11 @@ def _talk(run_directory: Path, settings: dict[str, Any], seed: int | None, trust
     from hf_llm_recipes.predictor import Predictor, saved_task
 
     if not saved_task(run_directory, trust_code=trust_code).writes:
-        raise typer.BadParameter(f"{HOW_TO_PREDICT}; only language models can be talked with")
+        texts = [] if sys.stdin.isatty() else [line.strip() for line in sys.stdin if line.strip()]
+        if not texts:
+            raise typer.BadParameter(f"{HOW_TO_PREDICT}; only language models can be talked with")
+        _print_answers(texts, Predictor.load(run_directory, trust_code=trust_code).predict(texts))
+        return
     predictor = Predictor.load(run_directory, trust_code=trust_code)
     predictor.write_with(settings, seed)
     if talk(predictor, str(run_directory)) and not sys.stdin.isatty():

@@ -1,3 +1,4 @@
+import io
 import json
 import logging
 import shutil
@@ -211,6 +212,13 @@ def test_predict_texts(call, finished):
     assert first.split(" ")[0] in {"food", "music", "sport"}
 
 
+def test_predict_lines_of_a_pipe(call, finished, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the ball\n\n  soup, and a song\n"))
+    done = call("predict", finished.path)
+    assert done.code == 0
+    assert [line.split("  <-  ")[1] for line in done.out.splitlines()] == ["the ball", "soup, and a song"]
+
+
 def test_predict_a_file(call, finished, tmp_path):
     rows = write_csv(tmp_path / "new.csv", [{"text": "the ball"}, {"text": "soup"}])
     target = tmp_path / "answers.parquet"
@@ -235,7 +243,8 @@ def test_predict_a_file(call, finished, tmp_path):
         (["trian", "x"], "No such command"),
     ],
 )
-def test_wrong_usage_is_told_and_exits_2(call, finished, arguments, message):
+def test_wrong_usage_is_told_and_exits_2(call, finished, arguments, message, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
     done = call(*[finished.path if word == "RUN" else word for word in arguments])
     assert (done.code, done.out) == (2, "")
     assert message in done.err
