@@ -226,6 +226,7 @@ class _Runner:
 
         from hf_llm_recipes import spans
         from hf_llm_recipes.tuning import _model
+        from hf_llm_recipes.tuning._packed_check import check_causal
 
         plan = self.plan
         set_seed(plan.seed)
@@ -244,6 +245,8 @@ class _Runner:
         said = plan.recipe.located(
             lambda: plan.task.check_model(self.built.model, self.prepared.train, self.tokenizer), "task"
         )
+        if plan.task.shifted_labels:
+            plan.recipe.located(lambda: check_causal(self.built.model), "task")
         self._say(said)
 
     def prepare_data(self) -> None:
@@ -279,6 +282,12 @@ class _Runner:
             lambda: plan.task.prepare(self.loaded, self.tokenizer, base_config), "task"
         )
         self._say(self.prepared.notes)
+        if plan.stages and self.prepared.unlabeled is None:
+            raise RecipeError(
+                "stages train on unlabeled rows, and there are none",
+                where=plan.recipe.where("stages"),
+                hint="name them in `data.unlabeled`, or keep few labels with `data.labels_per_class`",
+            )
         self.config = base_config
 
     def _build_model(self) -> Any:
@@ -420,12 +429,6 @@ class _Runner:
             return figures
         if checkpoint is not None:
             return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else figures
-        if self.prepared.unlabeled is None:
-            raise RecipeError(
-                "stages train on unlabeled rows, and there are none",
-                where=self.plan.recipe.where("stages"),
-                hint="name them in `data.unlabeled`, or keep few labels with `data.labels_per_class`",
-            )
         from hf_llm_recipes.callbacks.log_file import LogFile
         from hf_llm_recipes.callbacks.progress import default_progress
         from hf_llm_recipes.callbacks.training_guard import TrainingGuard

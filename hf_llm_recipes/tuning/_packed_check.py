@@ -1,4 +1,4 @@
-"""Whether a model keeps sequences apart that are laid end to end: looked at on the user's own model.
+"""What a model sees that it should not: other sequences of a packed row, or the tokens that it is to guess.
 
 Many do not, and train on without a word: BLOOM and XGLM attend over the whole row, Mamba carries its state
 from one sequence into the next, and OPT keeps them apart under `hlr_packed` only.
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hf_llm_recipes.errors import RunError
 
 ROWS, TOKENS = 3, 48  # looked at, and of each row
+LOOKED_AT = 8  # tokens of the look at what stands behind
 # In standard deviations (sd) of the logits: what another order of sums may move them by.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 HINT = "set `task.packing: false`: rows are padded then, and batched by length"
@@ -53,6 +54,30 @@ def check_packed(model: nn.Module, rows: Sequence[dict[str, Any]]) -> float:
     if not difference <= _tolerance(model, model.dtype):
         raise _leaks(name, f"positions count on across sequences (logits move by {difference:.2g} sd)")
     return max(seen, difference)
+
+
+def check_causal(model: nn.Module) -> None:
+    """Looks whether a token's logits hang on the tokens behind it, as those of an encoder do.
+
+    Args:
+        model: An adapter on it included; left as it was.
+
+    Raises:
+        RunError: they do: the next token, that is to be guessed, is read.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    ids_1T = torch.arange(LOOKED_AT)[None].to(model.device) % base.config.get_text_config().vocab_size
+    changed_1T = torch.cat([ids_1T[:, :-1], ids_1T[:, :1]], dim=1)
+    with torch.no_grad(), without_dropout(model), rows_rounded_apart(model):
+        found, again = (model(input_ids=ids)["logits"][0, :-1].float() for ids in (ids_1T, changed_1T))
+    seen = _difference(again, found)
+    if not seen <= _tolerance(model, torch.float32):
+        raise RunError(
+            f"{type(base).__name__} reads the tokens behind the one it is at (its logits move by "
+            f"{seen:.2g} sd): it would copy the next token, not guess it",
+            allowed="a decoder, such as local/smollm2-135m",
+            hint="an encoder learns from raw text by `task: mlm`",
+        )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from hf_llm_recipes.tuning._packed_check import (
     TOLERANCE,
     _in_8bit,
     _packed_logits,
+    check_causal,
     check_packed,
     without_dropout,
 )
@@ -130,6 +131,24 @@ def test_outliers_of_other_rows_are_no_leak_in_8bit(tiny_llama, adapter):
         pieces = [torch.tensor(row["input_ids"]) for row in ROWS if len(row["input_ids"]) > 1]
         packed = _packed_logits(made, pieces, {})[: len(pieces[0])]
         assert (packed - _packed_logits(made, pieces[:1], {})).abs().max() > 1e-3 * packed.std()
+
+
+@pytest.mark.parametrize("name", ["Llama", "GPT2", "Mamba", "Bloom", "hlr_decoder"])
+def test_decoders_do_not_read_what_they_guess(name):
+    check_causal(model(name))
+
+
+@pytest.mark.parametrize("is_decoder", [False, True])
+def test_an_encoder_reads_what_it_should_guess(is_decoder):
+    torch.manual_seed(0)
+    made = transformers.BertLMHeadModel(
+        transformers.BertConfig(**SHAPE, intermediate_size=48, is_decoder=is_decoder)
+    )
+    if is_decoder:
+        check_causal(made)
+        return
+    with pytest.raises(RunError, match=r"BertLMHeadModel reads the tokens behind(.|\n)*`task: mlm`"):
+        check_causal(made)
 
 
 def test_nothing_to_check():
