@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tempfile
@@ -20,6 +21,7 @@ from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.reporting import comparing, facts
 from hf_llm_recipes.rundir import RunDirectory, writing
 
+log = logging.getLogger(__name__)
 EXPLAINED = 6  # rows of a report
 WRITERS = {".csv": "to_csv", ".jsonl": "to_json", ".parquet": "to_parquet"}
 
@@ -42,7 +44,32 @@ def evaluate_run(
     predictor = Predictor.load(directory, trust_code=trust_code)
     rows = test_rows(run.recipe(), predictor) if data is None else file_rows(run.recipe(), data)
     with _said_of(data):
-        return predictor.judge(rows)
+        found = predictor.judge(rows)
+    if data is not None:
+        _tell_of_train_rows(run.recipe(), predictor, rows, data)
+    return found
+
+
+def _tell_of_train_rows(recipe: Recipe, predictor: Predictor, rows: Any, data: str | Path) -> None:
+    """Says how many rows of a file are those that the run was trained on, where its data is still there."""
+    from datasets import Dataset
+
+    from hf_llm_recipes.data.pool import row_keys
+
+    try:
+        train = splits_of(recipe, predictor).train
+    except DataError:
+        return
+    columns = predictor.task.input_columns
+    if not columns or not isinstance(train, Dataset) or not set(columns) <= set(train.column_names):
+        return
+    learned = set(row_keys(train, columns)) - {""}
+    count = sum(key in learned for key in row_keys(rows, columns))
+    if count:
+        log.warning(
+            f"{count:,} of {len(rows):,} rows of {data} are rows of train: the run was trained on them, and "
+            "the figures are too good"
+        )
 
 
 def assess_run(

@@ -1,5 +1,6 @@
 import errno
 import json
+import logging
 
 import pandas as pd
 import pytest
@@ -55,6 +56,21 @@ def test_a_file_is_judged_under_the_runs_columns(finished, tmp_path):
     share = float((frame["label"] == frame["predicted_label"]).mean())
     metrics = evaluate_run(finished.path, tmp_path / "rows.csv")
     assert (metrics["rows"], metrics["accuracy"]) == (9, pytest.approx(share))
+
+
+def test_rows_that_the_run_was_trained_on_are_told(finished, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("hf_llm_recipes"), "propagate", True)
+    trained = pd.read_csv(finished.path.parent / "rows.csv", dtype=str).to_dict("records")
+    held = set(pd.read_parquet(finished.path / "predictions.parquet")["text"])
+    known = [row for row in trained if row["review"] not in held]
+    mixed = [*known[:4], {"id": "x", "review": "a text that is new", "topic": known[0]["topic"]}]
+    evaluate_run(finished.path, write_csv(tmp_path / "mixed.csv", mixed))
+    said = f"of 5 rows of {tmp_path / 'mixed.csv'} are rows of train: the run was trained on them"
+    assert said in caplog.text
+    caplog.clear()
+    evaluate_run(finished.path, write_csv(tmp_path / "fresh.csv", mixed[4:]))
+    evaluate_run(finished.path)
+    assert "rows of train" not in caplog.text
 
 
 def write(path, rows):

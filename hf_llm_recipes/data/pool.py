@@ -117,12 +117,12 @@ def check_pool(
     if not len(pool):
         raise DataError("there is no unlabeled row", where="data.unlabeled", hint="add rows")
     found = Pool(pool)
-    keys = _keys(pool, columns)
+    keys = row_keys(pool, columns)
     keep = np.ones(len(pool), dtype=bool)
     _drop_empty(found, keys, keep)
     for name, rows in held_out.items():
-        _drop_held_out(found, keys, keep, name, set(_keys(rows, columns)), overlap)
-    own = set(_keys(labeled, columns))
+        _drop_held_out(found, keys, keep, name, set(row_keys(rows, columns)), overlap)
+    own = set(row_keys(labeled, columns))
     again = sum(key in own for key, kept in zip(keys, keep, strict=True) if kept)
     found.findings["labeled_rows_in_pool"] = again
     if again:
@@ -135,8 +135,8 @@ def check_pool(
     return found
 
 
-def _keys(rows: Any, columns: Sequence[str]) -> list[str]:
-    """What makes each row what it is; the empty string where all its texts are empty."""
+def row_keys(rows: Any, columns: Sequence[str]) -> list[str]:
+    """Returns what makes each row what it is; the empty string where all its texts are empty."""
     parts = [[_key(value) for value in _plain(rows, column)] for column in columns]
     return ["\0".join(values) if any(values) else "" for values in zip(*parts, strict=True)]
 
