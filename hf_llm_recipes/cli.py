@@ -737,7 +737,8 @@ def _show_beside(console, metrics: dict) -> None:
     for name in others:
         rows[f"the {name.replace('_', ' ')}, not exported"] = method.get(f"test_{name}")
     for name, found in metrics.get("baselines", {}).items():
-        rows[f"{name} on frozen features ({found['rows']:,} rows)"] = found
+        told = "the teacher" if name == "teacher" else f"{name} on frozen features"
+        rows[f"{told} ({found['rows']:,} rows)"] = found
     for name, found in rows.items():
         if found:
             score = next(iter(found["intervals_95"]), None)

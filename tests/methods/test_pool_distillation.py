@@ -280,6 +280,7 @@ def test_a_recipe_end_to_end_with_its_baseline(pool_recipe, monkeypatch, tmp_pat
     assert done.metrics["baselines"]["teacher"]["rows"] == done.metrics["test"]["rows"]
     assert "difference_95" in done.metrics["comparison"]
     assert done.metrics["training"]["steps"] == 4
+    assert "the teacher" in (done.path / "report.html").read_text(encoding="utf-8")
     base = json.loads((done.path / "baseline" / "environment.json").read_text())
     assert "unlabeled" not in base["data"]["splits"]
 
