@@ -12,7 +12,9 @@ from hf_llm_recipes.checking.base import FAILURES, Finding, Report, named
 from hf_llm_recipes.checking.probe import Gradient, Probe
 from hf_llm_recipes.checking.subject import Subject
 from hf_llm_recipes.methods.grpo import GRPO
+from hf_llm_recipes.objectives.base import Objective
 from hf_llm_recipes.objectives.contrastive import Contrastive
+from hf_llm_recipes.tuning._packed_check import rows_rounded_apart
 
 # Of two gradients' difference, as a share: what another order of sums may do to them.
 TOLERANCE = {"float32": 1e-3, "half": 0.05, "int8": 0.15}
@@ -26,10 +28,11 @@ def look(subject: Subject, made: Probe, report: Report) -> list[Finding]:
     if isinstance(subject.plan.method, GRPO):
         return []
     try:
-        whole = probe.gradient(made, made.rows)
-        one_by_one = None
-        if not isinstance(subject.task, Contrastive):
-            one_by_one = probe.gradient(made, 1)
+        with rows_rounded_apart(made.trainer.model):
+            whole = probe.gradient(made, made.rows)
+            one_by_one = None
+            if not isinstance(subject.task, Contrastive):
+                one_by_one = probe.gradient(made, 1)
     except FAILURES as error:
         return [failed(error, made.rows)]
     found = unusable(whole) + dead(whole)
@@ -46,7 +49,9 @@ def look(subject: Subject, made: Probe, report: Report) -> list[Finding]:
             "packed": _packs(made.trainer, subject),
             "own_method": made.own,
         }
-        found += split_matters(apart, TOLERANCE[kind], made.rows, packed=_packs(made.trainer, subject))
+        unpacked = "none" if isinstance(subject.task, Objective) else "false"
+        packed = _packs(made.trainer, subject)
+        found += split_matters(apart, TOLERANCE[kind], made.rows, packed=packed, unpacked=unpacked)
     return found
 
 
@@ -116,8 +121,18 @@ def lonely(batch_size: int) -> list[Finding]:
     ]
 
 
-def split_matters(apart: float, tolerance: float, rows: int, *, packed: bool) -> list[Finding]:
-    """Returns an error where the cut into batches changes the step."""
+def split_matters(
+    apart: float, tolerance: float, rows: int, *, packed: bool, unpacked: str = "false"
+) -> list[Finding]:
+    """Returns an error where the cut into batches changes the step.
+
+    Args:
+        apart: Difference of the gradients, as a share.
+        tolerance: The most that may be.
+        rows: Of the step.
+        packed: Whether they are laid end to end.
+        unpacked: The value of `task.packing` with which they are not.
+    """
     if apart <= tolerance:
         return []
     what = "packed end to end" if packed else "in one batch"
@@ -128,7 +143,7 @@ def split_matters(apart: float, tolerance: float, rows: int, *, packed: bool) ->
             f"{rows} rows {what} and one at a time give gradients that differ by {100 * apart:.2g} % "
             f"(allowed: {100 * tolerance:g} %): the result hangs on how a step is cut into batches",
             "model",
-            "set `task.packing: false`; if it stays, take a batch that fits in one piece "
+            f"set `task.packing: {unpacked}`; if it stays, take a batch that fits in one piece "
             "(`trainer.gradient_accumulation_steps: 1`), and report this model"
             if packed
             else "take a batch that fits in one piece (`trainer.gradient_accumulation_steps: 1`), and report "

@@ -7,7 +7,10 @@ import shutil
 import pytest
 import torch
 from _planted import found, jsonl, recipe_of, report_of, said
+from _tiny_chat import said as turns
+from _tiny_chat import tiny_llama
 from conftest import FILLER, sentences
+from transformers import LlamaForCausalLM
 
 from hf_llm_recipes.checking.gradients import dead, failed, lonely, split_matters, unusable
 from hf_llm_recipes.checking.probe import Gradient, difference, shortened, stirred
@@ -29,6 +32,8 @@ def test_a_split_that_matters():
     )
     (finding,) = split_matters(0.43, 1e-3, 8, packed=True)
     assert "`task.packing: false`" in finding.do
+    (finding,) = split_matters(0.43, 1e-3, 8, packed=True, unpacked="none")
+    assert "`task.packing: none`" in finding.do
     assert not split_matters(1e-6, 1e-3, 8, packed=False)
 
 
@@ -129,3 +134,17 @@ def test_rows_that_the_model_has_no_embedding_for(tiny_bert, tmp_path):
     report = report_of(recipe_of(folder, rows_of(tmp_path), {"name": "text_classification"}), tmp_path)
     assert "a training step on 8 rows fails: IndexError" in said(report, "gradients")
     assert report.exit_code == 1
+
+
+def test_outliers_of_other_rows_do_not_count_in_8bit(tmp_path):
+    folder = tiny_llama(tmp_path / "model")
+    model = LlamaForCausalLM.from_pretrained(folder)
+    for layer in model.model.layers:  # columns that some rows bring above LLM.int8()'s threshold, some do not
+        layer.input_layernorm.weight.data[::4] = 4.0
+        layer.post_attention_layernorm.weight.data[::4] = 4.0
+    model.save_pretrained(folder)
+    words = ("hi", "bye", "good", "day", "be", "kind", "why", "so")
+    rows = [{"messages": turns(f"{a} {b}", f"{b} {a} it")} for a, b in zip(words * 2, words[::-1] * 2)]
+    more = {"tuning": "lora", "quantization": {"load_in_8bit": True}}
+    values = recipe_of(folder, jsonl(tmp_path / "rows.jsonl", rows), {"name": "chat"}, **more)
+    assert report_of(values, tmp_path).model["batch_split"]["gradient_difference"] < 1e-3
