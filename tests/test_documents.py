@@ -35,6 +35,7 @@ ROWS = {  # of corpora: enough for every recipe that a page runs
     "local/python-names": ["data.train=train[:16]", "data.test=test[:16]"],
     "local/python-source": ["data.train=train[:12]", "data.eval=validation[:2]", "data.test=test[:2]"],
     "local/digits": ["data.test=test[:32]"],
+    "local/dates": ["data.train=train[:64]", "data.eval=validation[:16]", "data.test=test[:16]"],
 }
 FEW = {  # recipes whose settings want more rows, or more time, than the others
     "semi_supervised/softmatch-lora": [
