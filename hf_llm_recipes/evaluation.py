@@ -588,6 +588,7 @@ def _calibration(confidence_K: np.ndarray, correct_K: np.ndarray, brier_N: np.nd
     }
 
 
+SHARES_OF_ROWS = frozenset({"accuracy", "subset_accuracy", "exact_match"})
 Statistics = Callable[[np.ndarray], dict[str, float]]  # weights_N (how often each row was drawn) -> scores
 
 
@@ -596,7 +597,9 @@ def bootstrap_intervals(
 ) -> dict[str, list[float]]:
     """Returns the 2.5 and 97.5 percentiles of each score over resamples of the rows.
 
-    A score that does not exist on most resamples has no interval, and one row has none at all.
+    A score that does not exist on most resamples has no interval, and one row has none at all. Where all rows
+    are right, or none is, every resample says the same: the share of right rows then has the exact binomial
+    interval (Clopper & Pearson 1934).
     """
     if rows < 2 or resamples == 0:
         return {}
@@ -611,6 +614,9 @@ def bootstrap_intervals(
         values = values[np.isfinite(values)]
         if 2 * len(values) > resamples:
             intervals[name] = [float(edge) for edge in np.percentile(values, [2.5, 97.5])]
+        if name in SHARES_OF_ROWS and intervals.get(name) in ([0.0, 0.0], [1.0, 1.0]) and np.ptp(values) == 0:
+            edge = 0.025 ** (1 / rows)
+            intervals[name] = [edge, 1.0] if values[0] else [0.0, 1 - edge]
     return intervals
 
 
@@ -707,11 +713,10 @@ def _row_notes(rows: int) -> list[str]:
 
 def _classification_notes(rows: int, accuracy: float, per_class: dict[str, dict[str, Any]]) -> list[str]:
     notes = _row_notes(rows)
-    if accuracy == 1.0 and rows > 1:
-        low = 0.025 ** (1 / rows)  # Clopper-Pearson for k = n
+    if accuracy in (0.0, 1.0) and rows > 1:
+        said = "every row is right" if accuracy else "no row is right"
         notes.append(
-            f"every row is right, so the bootstrap sees no spread; the exact binomial 95 % interval of the "
-            f"accuracy is [{low:.4f}, 1]"
+            f"{said}, so the bootstrap sees no spread: the accuracy's interval is the exact binomial one"
         )
     absent = [name for name, scores in per_class.items() if scores["support"] == 0]
     if absent:

@@ -134,9 +134,16 @@ class TestSingleLabel:
 
     def test_all_right_names_the_exact_binomial_interval(self):
         scores = evaluation.classification(np.eye(2)[[0, 1] * 10] * 9, [0, 1] * 10, ["a", "b"])
-        low = stats.binomtest(20, 20).proportion_ci(0.95, method="exact").low
-        assert scores["intervals_95"]["accuracy"] == [1.0, 1.0]
-        assert f"[{low:.4f}, 1]" in scores["notes"][0]
+        exact = stats.binomtest(20, 20).proportion_ci(0.95, method="exact")
+        assert scores["intervals_95"]["accuracy"] == pytest.approx([exact.low, exact.high])
+        assert scores["notes"][0].startswith("every row is right, so the bootstrap sees no spread")
+
+    def test_none_right_has_the_exact_binomial_interval(self):
+        scores = evaluation.classification(np.eye(2)[[0, 1] * 5] * 9, [1, 0] * 5, ["a", "b"])
+        exact = stats.binomtest(0, 10).proportion_ci(0.95, method="exact")
+        assert scores["intervals_95"]["accuracy"] == pytest.approx([exact.low, exact.high])
+        assert scores["notes"][0].startswith("no row is right, so the bootstrap sees no spread")
+        assert scores["intervals_95"]["f1_macro"] == [0.0, 0.0]
 
 
 class TestMultiLabel:
