@@ -12,7 +12,7 @@ from datasets import IterableDataset
 from hf_llm_recipes.checking.base import Finding, Report, named, share
 from hf_llm_recipes.checking.subject import Subject
 from hf_llm_recipes.data.dedup import Deduplication, Duplicate, find_duplicates
-from hf_llm_recipes.data.pool import _key, _keys
+from hf_llm_recipes.data.pool import _key, row_keys
 from hf_llm_recipes.objectives import _documents
 from hf_llm_recipes.objectives.base import Objective
 from hf_llm_recipes.objectives.contrastive import Contrastive
@@ -42,7 +42,7 @@ def look(subject: Subject, report: Report) -> list[Finding]:
     for split in splits:
         found = row_texts(subject, split)
         if found is None:
-            keys[split] = _keys(subject.all_rows(split), subject.task.input_columns)
+            keys[split] = row_keys(subject.all_rows(split), subject.task.input_columns)
         else:
             texts[split], keys[split] = found, [_key(text) for text in found]
     drops = drops_of(subject)
