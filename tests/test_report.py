@@ -410,7 +410,12 @@ def test_predicted_stands_beside_measured(tmp_path):
     training_ = {
         "minutes": 2.0,
         "peak_memory_gib": {"host": 4.0},
-        "predicted": {"minutes": 3.0, "peak_memory_gib": {"host": 3.0}},
+        "minutes_before": 0.5,
+        "predicted": {
+            "minutes": 3.0,
+            "minutes_by_part": {"preparation": 1.0, "training": 3.0, "baseline": 2.0},  # the last never came
+            "peak_memory_gib": {"host": 3.0},
+        },
         "parameters": {"trainable": 5, "total": 20},
         "energy": {"kwh": 0.0123456, "co2e_kg": 0.00069, "country": "FRA", "how": "measured"},
         "ema": {"exported": "averaged_weights", "beside": "raw_weights", "updates": 1200, "decay": 0.98765},
@@ -418,6 +423,7 @@ def test_predicted_stands_beside_measured(tmp_path):
     found = drawn(write_run(tmp_path / "run", metrics={"training": training_}))
     assert found.table("Predicted before the training")[1:] == [
         ["minutes of training", "2.00", "3.00", "1.50"],
+        ["minutes of preparation", "0.50", "1.00", "2.00"],
         ["peak memory, host, GiB", "4.00", "3.00", "0.75"],
     ]
     assert "5 of 20 weights trained (25.00 %)" in found.text
