@@ -22,7 +22,7 @@ import datasets
 import numpy as np
 import torch
 from datasets import Array3D, Dataset, Features, IterableDataset, Value
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -44,8 +44,8 @@ class ImageClassification(Task):
     """One image -> its class.
 
     Args:
-        image: Column of the image: a data set's image column, files, or arrays (H, W) or (H, W, C) of
-            whole numbers from 0 to 255.
+        image: Column of the image: a data set's image column, files, their bytes, or arrays (H, W) or
+            (H, W, C) of whole numbers from 0 to 255.
         label: Column of the label.
         labels: Class names in order. None takes the data's own names, else the sorted values.
         examples: Image files that are answered and shown after the run.
@@ -245,8 +245,8 @@ def read_image(value: Any, place: str, *, column: str = "image") -> Image.Image:
     """Returns a Pillow image of 8 bits a channel, turned as its EXIF data says.
 
     Args:
-        value: A Pillow image, ``{"bytes", "path"}`` as data sets store it, a file, or an array (H, W) or
-            (H, W, C) of whole numbers from 0 to 255 (also as lists).
+        value: A Pillow image, ``{"bytes", "path"}`` as data sets store it, a file, its bytes, or an array
+            (H, W) or (H, W, C) of whole numbers from 0 to 255 (also as lists).
         place: For the message.
         column: The same.
 
@@ -258,6 +258,14 @@ def read_image(value: Any, place: str, *, column: str = "image") -> Image.Image:
         image = Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"])
         image = ImageOps.exif_transpose(image)
         image.load()
+    except UnidentifiedImageError as error:
+        given = f"`{stored['path']}`" if stored["bytes"] is None else f"{len(stored['bytes']):,} bytes"
+        raise DataError(
+            f"the image cannot be read: {given} of `{column}` are no image file",
+            where=place,
+            allowed="PNG, JPEG and other formats that Pillow knows",
+            hint="mend the file or take the row out; write bare pixels as PNG, or as lists (height, width)",
+        ) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(
             f"the image cannot be read: {error}", where=place, hint="mend the file or take the row out"
@@ -279,6 +287,8 @@ def _stored(value: Any, place: str, *, column: str = "image") -> dict[str, Any]:
         if not os.path.isfile(value):
             raise DataError(f"there is no image file `{value}`", where=place)
         return {"bytes": None, "path": os.fspath(value)}
+    if isinstance(value, bytes):
+        return {"bytes": value, "path": None}
     if not isinstance(value, Image.Image):
         value = _from_array(value, place, column)
     buffer = io.BytesIO()

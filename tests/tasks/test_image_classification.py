@@ -108,7 +108,10 @@ NOT_IMAGES = {
     "channels first": (np.zeros((3, 8, 8), int), "row 3: `image` is an array of int64, shape (3, 8, 8), not"),
     "ragged": ([[1, 2], [3]], "row 3: `image` is [[1, 2], [3]], not an image"),
     "broken": ({"bytes": png(LIGHT)[:40], "path": None}, "row 3: the image cannot be read: "),
-    "no image": ({"bytes": b"hello", "path": None}, "row 3: the image cannot be read: cannot identify"),
+    "no image": (
+        {"bytes": b"hello", "path": None},
+        "row 3: the image cannot be read: 5 bytes of `image` are no image file",
+    ),
     "empty": ({"bytes": None, "path": None}, "row 3: `image` is {'bytes': None, 'path': None}, not an image"),
     "16 bits": (
         Image.fromarray(np.full((2, 2), 40000, np.uint16)),
@@ -123,6 +126,19 @@ def test_what_is_no_image_is_refused(case):
     with pytest.raises(DataError) as caught:
         read_image(value, "row 3")
     assert str(caught.value).startswith(message)
+
+
+def test_bytes_are_an_image_where_they_are_one():
+    encoded = Dataset.from_dict({"image": [png(DARK), png(LIGHT)], "label": ["dark", "light"]})
+    made = ImageClassification().prepare(loaded(encoded), processor(), GREY)
+    arrays = ImageClassification().prepare(loaded(rows([DARK, LIGHT])), processor(), GREY)
+    assert np.array_equal(made.train["pixel_values"][:], arrays.train["pixel_values"][:])
+    bare = Dataset.from_dict({"image": [bytes(784)] * 2, "label": ["dark", "light"]})
+    with pytest.raises(
+        DataError, match="row 0: the image cannot be read: 784 bytes of `image` are no image"
+    ) as told:
+        ImageClassification().prepare(loaded(bare), processor(), GREY)
+    assert "write bare pixels as PNG, or as lists (height, width)" in str(told.value)
 
 
 def test_a_broken_image_is_named_by_its_row():
