@@ -164,7 +164,10 @@ def _read_files(paths: list[Path], encoding: str, delimiter: str | None) -> Tabl
     if len(tables) == 1:
         return tables[0]
     sha256 = hashlib.sha256("".join(table.fingerprint for table in tables).encode()).hexdigest()
-    return Table(_joined(paths, tables), sha256, [note for table in tables for note in table.notes])
+    notes = [note for table in tables for note in table.notes]
+    if suffixes == [".txt"]:
+        notes.append(f"{paths[0].parent}: {len(paths):,} text files, of which each line is a row")
+    return Table(_joined(paths, tables), sha256, notes)
 
 
 def _joined(paths: list[Path], tables: list[Table]) -> Dataset:

@@ -87,6 +87,7 @@ def test_a_folder_of_files_of_rows_is_a_pool_too(tmp_path, monkeypatch):
     Path("rows.csv").write_text("text,label\n" + "".join(f"row {i},{i % 2}\n" for i in range(10)))
     loaded = load(Source(name="rows.csv", unlabeled="raw"), stratify_by="label", input_columns=["text"])
     assert list(loaded.unlabeled["text"]) == ["one", "two", "three"]
+    assert "raw: 2 text files, of which each line is a row" in loaded.description["notes"]
 
 
 def test_what_such_a_folder_must_not_hold(tmp_path):
