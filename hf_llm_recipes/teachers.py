@@ -18,8 +18,26 @@ def to_train(recipe: Recipe) -> Recipe | None:
         recipe: Of the run that the teacher is for.
 
     Raises:
-        RecipeError: it would be its own teacher.
+        RecipeError: it would be its own teacher, at once or through others.
     """
+    found = _named_by(recipe)
+    if found is None:
+        return None
+    line = [found]
+    while (further := _named_by(line[-1])) is not None:
+        if further.values["output"] in [one.values["output"] for one in line]:
+            raise RecipeError(
+                "the teachers teach each other: " + " <- ".join(str(one.name) for one in (*line, further)),
+                where=recipe.where("method", "teacher"),
+                allowed="a line of recipes that ends at a model or a recipe of another method",
+            )
+        line.append(further)
+    log.info(f"first the teacher: {recipe.section('method')['teacher']}, into {found.values['output']}")
+    return found
+
+
+def _named_by(recipe: Recipe) -> Recipe | None:
+    """The recipe that a distillation names as its teacher and that was not run yet."""
     method = recipe.section("method")
     if method.get("name") != "distillation" or not isinstance(method.get("teacher"), str):
         return None
@@ -27,11 +45,4 @@ def to_train(recipe: Recipe) -> Recipe | None:
         return None
     from hf_llm_recipes.methods._teacher import untrained
 
-    found = untrained(method["teacher"])
-    if found is None:
-        return None
-    if found.name == recipe.name and found.section("method") == method:
-        where = recipe.where("method", "teacher")
-        raise RecipeError("the recipe names itself as its teacher", where=where, allowed="another recipe")
-    log.info(f"first the teacher: {method['teacher']}, into {found.values['output']}")
-    return found
+    return untrained(method["teacher"])

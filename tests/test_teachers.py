@@ -78,8 +78,26 @@ def test_a_teacher_that_was_not_run_is_named_with_the_command(file):
 def test_a_recipe_is_not_its_own_teacher(recipe, file):
     values = {**recipe, "method": {"name": "distillation", "teacher": str(file)}}
     file.write_text(yaml.safe_dump(values))
-    with pytest.raises(RecipeError, match="the recipe names itself as its teacher"):
+    with pytest.raises(RecipeError, match="teach each other: tiny <- tiny"):
         engine.run(Recipe.load(file))
+
+
+def test_two_recipes_do_not_teach_each_other(recipe, file, tmp_path):
+    other = tmp_path / "other.yaml"
+    for path, teacher in ((file, other), (other, file)):
+        values = {**recipe, "name": path.stem, "method": {"name": "distillation", "teacher": str(teacher)}}
+        path.write_text(yaml.safe_dump(values))
+    with pytest.raises(RecipeError, match=r"teach each other: other <- large <- other[\s\S]*ends at"):
+        engine.run(Recipe.load(file))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_line_of_teachers_is_trained_from_its_end(recipe, file, tmp_path):
+    middle = tmp_path / "middle.yaml"
+    method = {"name": "distillation", "teacher": str(file)}
+    middle.write_text(yaml.safe_dump({**recipe, "name": "middle", "compare": False, "method": method}))
+    engine.run(student(recipe, middle, tmp_path / "out"))
+    assert sorted(p.name.split("-")[0] for p in (tmp_path / "runs/teachers").iterdir()) == ["middle", "tiny"]
 
 
 def test_only_a_distillation_has_a_teacher_to_train(recipe, file):
