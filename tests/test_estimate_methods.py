@@ -441,6 +441,9 @@ def test_a_sweep_is_computed_from_a_few_of_its_batches(monkeypatch):
     found = spans.sweep(np.full(60, 10), 10, work)
     assert len(done) == 1  # after one that takes long, no other one
     assert found.tolist() == [6 * 101, 60]
+    # one batch alone stands for the others by its size: the middle one of 30, 20 and 10 tokens a row
+    found = spans.sweep(np.repeat([10, 20, 30], 10), 10, work)
+    assert (done[-1], found.tolist()) == (list(range(10, 20)), [101 * 600 / 200, 30])
     assert spans.sweep(np.zeros(0), 10, work).tolist() == [0, 0]
 
 
