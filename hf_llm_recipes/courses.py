@@ -106,7 +106,7 @@ class _Course:
         if own and course is None:
             return Probed(notes=["this method makes its batches while it trains: nothing is known before"])
         if not own:
-            trainer = trainer_of(self.runner, self.folder / "supervised", [], method=Supervised(), **QUIET)
+            trainer = self._trainer("supervised", method=Supervised())
             self.one = probing._Probe(trainer, probing.vocabulary_of(self.runner))
             self.found = self.one.run(self.steps if course is supervised else 1)
             if not self.found.took_steps:
@@ -179,9 +179,15 @@ class _Course:
     def own_trainer(self, method: Any = None, **changes: Any) -> Any:
         """Returns the method's Trainer; what building it takes counts as preparation."""
         begun = spans.now()
-        trainer = trainer_of(self.runner, self.folder / "own", [], method=method, **QUIET, **changes)
+        trainer = self._trainer("own", method=method, **changes)
         self._add("preparation", "Trainer, and what it reads", 1, spans.now() - begun)
         return trainer
+
+    def _trainer(self, name: str, **given: Any) -> Any:
+        """A Trainer whose folder has this name; what does not fit is told as the run would tell it."""
+        return self.plan.recipe.located(
+            lambda: trainer_of(self.runner, self.folder / name, [], **QUIET, **given), "trainer"
+        )
 
     def _add(self, part: str, what: str, count: float, each: Seconds, at_most: bool = False) -> None:
         if count:

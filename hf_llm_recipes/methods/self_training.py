@@ -416,7 +416,7 @@ class SelfTrainingTrainer(Trainer):
         return json.loads((self._folder(number) / RECORD).read_text(encoding="utf-8"))
 
     def _get_labels(self, number: int) -> bool:
-        """Takes the labels of a round, from disk or from the present model; False: they have settled."""
+        """Takes the labels of a round, from disk or from the present model; False: there is no such round."""
         if number == 0:
             return True
         path = self._folder(number) / LABELS
@@ -432,7 +432,8 @@ class SelfTrainingTrainer(Trainer):
                     log.info(f"labels of the pool agree with the round before in {share}: no further round")
                     self.settled = True
                     return False
-            self._choose(made, number, before)
+            if not self._choose(made, number, before):
+                return False
             if self.args.should_save:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with _aside(path) as side, side.open("wb") as file:
@@ -453,16 +454,21 @@ class SelfTrainingTrainer(Trainer):
         prior_C = prior_C if self.plan.prior is None else self.plan.prior
         return PoolLabels(probabilities_NC.argmax(1), counts_N, confidence_N, prior_C)
 
-    def _choose(self, labels: PoolLabels, number: int, before: PoolLabels | None) -> None:
-        """Fills in the rows of a round, and the class shares where they are not there yet."""
+    def _choose(self, labels: PoolLabels, number: int, before: PoolLabels | None) -> bool:
+        """Fills in the rows of a round, and the class shares where they are not there yet.
+
+        Returns:
+            Whether there are any.
+        """
         count = max(1, round(self.plan.shares[number - 1] * len(self.pool)))
         if self.task.item_problem != "single_label":
             labels.chosen = _selection.surest(labels.confidence_N, count)
-            return
+            return True
         if len(labels.prior_C) == 0:
             labels.prior_C = self._prior(labels, before)
         quota_C = _selection.quotas(labels.prior_C, count)
         labels.chosen = _selection.balanced(labels.items_I, labels.confidence_N, quota_C)
+        return True
 
     def _prior(self, labels: PoolLabels, before: PoolLabels | None) -> np.ndarray:
         """Known shares; else those of the frozen features; else what the labels themselves say."""

@@ -162,13 +162,15 @@ class SelfTrainingGeneration(Method):
 
     def variants(self, trainer: WritingRounds) -> dict[str, AbstractContextManager]:
         """The first training's weights, where a round's are kept."""
-        return {} if trainer.kept_round == 0 else {"first_training": trainer.first_weights()}
+        first = trainer.kept_round == 0 or len(trainer.records) == 1
+        return {} if first else {"first_training": trainer.first_weights()}
 
     def report(self, trainer: WritingRounds) -> dict[str, Any]:
         """Every round's prompts, how many had an answer that was taken, and how sure they were."""
         rounds = [{k: v for k, v in record.items() if k != "log"} for record in trainer.records]
         kept = {} if trainer.kept_round is None else {"kept_round": trainer.kept_round}
-        return {"rounds": rounds, "labels_settled": trainer.settled, **kept}
+        none = {} if trainer.nothing_taken is None else {"nothing_taken_in_round": trainer.nothing_taken}
+        return {"rounds": rounds, "labels_settled": trainer.settled, **none, **kept}
 
 
 class WritingRounds(SelfTrainingTrainer, LanguageTrainer):
@@ -189,6 +191,7 @@ class WritingRounds(SelfTrainingTrainer, LanguageTrainer):
     ) -> None:
         super().__init__(**rest)
         self.method, self.pool_rows, self.eval_rows = method, pool_rows, eval_rows
+        self.nothing_taken: int | None = None  # round for which no answer could be taken
         self.kept_round: int | None = None  # whose weights the model holds, where the guard chose
         if method.guard and not self._guarded:
             log.warning(
@@ -295,17 +298,20 @@ class WritingRounds(SelfTrainingTrainer, LanguageTrainer):
         text = text if text.strip() else ""
         return text, (sure if text and sure >= self.method.least else -np.inf)
 
-    def _choose(self, labels: PoolLabels, number: int, before: PoolLabels | None) -> None:
+    def _choose(self, labels: PoolLabels, number: int, before: PoolLabels | None) -> bool:
         taken = int(np.isfinite(labels.confidence_N).sum())
         if taken == 0:
-            raise DataError(
-                f"round {number}: no prompt of the pool has an answer that could be taken",
-                where="data.unlabeled",
-                hint="lower `method.least`, train longer on the labeled rows, or add labeled rows",
+            self.nothing_taken = number
+            log.warning(
+                f"round {number}: no prompt of the pool has an answer that could be taken, so the training "
+                "ends with the one before; lower `method.least`, train longer on the labeled rows, or add "
+                "labeled rows"
             )
+            return False
         count = max(1, round(self.plan.shares[number - 1] * taken))
         given = (_words(labels), labels.confidence_N, count)
         labels.chosen = _selection.surest_of_strata(*given, self.method.strata)
+        return True
 
     def _rows_of_round(self, times: int) -> Dataset:
         return WrittenRows(self.labeled, times, self.pool, self.labels, self.task, self.processing_class)

@@ -319,6 +319,8 @@ def _rounds(said: Mapping[str, Any], names: Sequence[str]) -> Html:
         drawn = charts.bars("Classes of the last round's pseudo-labels", labels, series, ylabel="share")
     kept = f" Kept: round {said['kept_round']}." if "kept_round" in said else ""
     settled = "The labels had settled." if said.get("labels_settled") else "The labels had not settled."
+    if said.get("nothing_taken_in_round"):
+        settled = f"No answer could be taken for round {said['nothing_taken_in_round']}."
     return joined(
         [
             element("h3", "Rounds"),

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import hf_llm_recipes.run as engine
-from hf_llm_recipes.errors import DataError, RecipeError
+from hf_llm_recipes.errors import RecipeError
 from hf_llm_recipes.methods.self_training_generation import SelfTrainingGeneration, agreed
 from hf_llm_recipes.recipe import Recipe
 from hf_llm_recipes.tasks._rewards import answer_key
@@ -188,11 +188,21 @@ def test_without_an_eval_split_or_a_guard_the_last_round_is_kept(values, rewards
     assert "without an eval split nobody looks" in caplog.text
 
 
-def test_without_an_answer_to_take_the_run_says_what_to_do(values):
-    values["method"] |= {"least": 1.0, "samples": 8, "temperature": 100.0}
+def test_without_an_answer_to_take_the_training_before_is_the_result(values, caplog):
+    values["method"] |= {"least": 1.0, "samples": 8, "temperature": 100.0, "rounds": 2}
     values["trainer"]["max_steps"] = 1
-    with pytest.raises(DataError, match="no prompt of the pool has an answer"):
-        engine.run(Recipe.from_dict(values))
+    done = engine.run(Recipe.from_dict(values))
+    assert "round 1: no prompt of the pool has an answer that could be taken" in caplog.text
+    assert "lower `method.least`" in caplog.text
+    said = done.metrics["method"]
+    assert [one["round"] for one in said["rounds"]] == [0]
+    assert said["nothing_taken_in_round"] == 1
+    assert "test_first_training" not in said
+    assert "No answer could be taken for round 1." in (done.path / "report.html").read_text(encoding="utf-8")
+    values["data"].pop("unlabeled")
+    alone = engine.run(Recipe.from_dict({**values, "method": "supervised", "output": f"{done.path}-alone"}))
+    one, other = (load_file(run.path / "model/model.safetensors") for run in (done, alone))
+    assert all((value == other[name]).all() for name, value in one.items())
 
 
 def test_a_reward_that_needs_answers_cannot_accept(values):
