@@ -109,6 +109,8 @@ def measured(subject: Subject, split: str) -> Lengths | None:
         task.vocabulary_labels or isinstance(task, TokenClassification)
     ):
         found.supervised = _supervised(features["labels"], shifted=task.shifted_labels)
+        if isinstance(task, Seq2Seq):  # the target is no part of the source
+            found.passed = int(kept_N.sum()) + sum(map(len, features["labels"]))
     elif "chosen_ids" in features.column_names:
         found.supervised = _of_both_answers(features)
         found.passed = found.supervised + 2 * sum(map(len, features["prompt_ids"]))

@@ -195,7 +195,8 @@ def _encode(
 ) -> np.ndarray:
     device = next(backbone.parameters()).device
     features_ND = None
-    starts = tqdm(range(0, len(order), batch_size), desc=label, unit="batch", disable=label is None or None)
+    hidden = True if label is None else None  # None: shown in a terminal only
+    starts = tqdm(range(0, len(order), batch_size), desc=label, unit="batch", disable=hidden)
     with torch.no_grad(), evaluating(model), _without_adapters(model):
         for start in starts:
             chosen = order[start : start + batch_size]

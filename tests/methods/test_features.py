@@ -1,5 +1,8 @@
 """Frozen features are the base model's, whatever is wrapped around it, and are computed once."""
 
+import io
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -325,9 +328,13 @@ def test_modes_come_back_after_an_exception(tiny_bert):
     assert not model.bert.pooler.training
 
 
-def test_a_progress_bar(tiny_bert, tmp_path, capfd):
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_progress_bar_in_a_terminal_only(terminal, tiny_bert, tmp_path, monkeypatch):
+    shown = io.StringIO()
+    shown.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", shown)
     features(load(tiny_bert), tmp_path, label="features of the pool")
-    assert "features of the pool: 100%" in capfd.readouterr().err
+    assert ("features of the pool: 100%" in shown.getvalue()) is terminal
 
 
 @pytest.mark.parametrize(

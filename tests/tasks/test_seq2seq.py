@@ -227,6 +227,7 @@ def test_a_check_of_an_encoder_decoder(tiny_t5, tmp_path):
     assert not [one for one in report.findings if one.part in ("turns", "lengths", "gradients", "reload")]
     assert report.model["batch_split"]["gradient_difference"] < 1e-4
     assert report.splits["train"]["supervised_tokens"] == 32 * 4  # [CLS], two words, [SEP]
+    assert report.splits["train"]["tokens_read"] == 32 * (9 + 4)
     sample = report.samples[0]
     assert (sample.tokens, sample.supervised) == (9, 4)
     arrow = [piece.text for piece in sample.pieces].index(" ⇒ ")
