@@ -255,7 +255,7 @@ def info_of_run(
 
 def _asked(task: Any, processor: Any) -> dict[str, Any]:
     """How a model that writes was asked: its settings, and what stands before every text."""
-    if task.pipeline_tag not in card_language.WRITERS:
+    if not task.takes_settings:
         return {}
     writing = task.writing(processor)
     return {"writing": writing, "example": (writing.prefix + EXAMPLE,)}

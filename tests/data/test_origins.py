@@ -70,9 +70,9 @@ def test_a_damaged_saved_data_set(tmp_path):
 
 
 def test_a_folder_of_something_else(tmp_path):
-    for name in ("a.png", "b.png"):
+    for name in ("a.pdf", "b.pdf"):
         (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(DataError, match=r"holds no file of rows; it holds 2 \*\.png"):
+    with pytest.raises(DataError, match=r"holds no file of rows; it holds 2 \*\.pdf"):
         opened(tmp_path)
 
 
