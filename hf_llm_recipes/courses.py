@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
 import math
 import tempfile
@@ -37,7 +38,7 @@ from hf_llm_recipes.methods._forward import take
 from hf_llm_recipes.methods._joint_trainer import JointTrainer
 from hf_llm_recipes.methods._semi_trainer import PIECE, Schedule, SemiSupervisedTrainer, WarmStart
 from hf_llm_recipes.methods._teacher import untrained
-from hf_llm_recipes.methods.distillation import Distillation
+from hf_llm_recipes.methods.distillation import RATIO, Distillation
 from hf_llm_recipes.methods.dpo import DPO
 from hf_llm_recipes.methods.grpo import GRPO
 from hf_llm_recipes.methods.propagation import Propagation
@@ -315,33 +316,52 @@ def own_steps(course: _Course) -> Any:
 
 def distilled(course: _Course) -> Any:
     """A teacher in each step; on a pool it answers every row once, beforehand."""
-    prepared, loaded = course.prepared, course.runner.loaded
-    if prepared.unlabeled is None:
+    if course.prepared.unlabeled is None:
         return own_steps(course)
     sizes = {split: course.rows(split) for split in ("train", "unlabeled", "test")}
-    chosen = {split: _spread_evenly(len(getattr(prepared, split)), TAUGHT_ROWS) for split in sizes}
-    few = [
-        replace(whole, **{split: getattr(whole, split).select(rows) for split, rows in chosen.items()})
-        for whole in (prepared, loaded)
-    ]
-    course.runner.prepared, course.runner.loaded = few
-    parts = parts_of(course.runner, course.folder / "own", [], **QUIET)
-    parts = replace(parts, cache=course.folder / "cache")  # the second time its answers are read from there
-    asking, loading = (spans.once(lambda: course.plan.method.build(parts)) for _ in range(2))
-    course.runner.prepared, course.runner.loaded = prepared, loaded
+    once, each, (parts, rows) = _teaching(course)
     trainer = course.plan.method.build(parts)
     one = probing._Probe(trainer)
     one.look()
     planned = one.found.optimizer_steps
     if trainer.args.max_steps <= 0:
-        planned = round(planned * sizes["unlabeled"] / len(chosen["unlabeled"]))
+        planned = round(planned * sizes["unlabeled"] / rows)
     course.found.optimizer_steps = planned
-    course._add("preparation", "Trainer and teacher", 1, loading)
+    course._add("preparation", "Trainer and teacher", 1, once)
     told = min(sizes["test"], _frozen.MOST_TEST_ROWS) + sizes["train"] + sizes["unlabeled"]
-    each = np.maximum(asking - loading, 0) / sum(len(rows) for rows in chosen.values())
     course._add("preparation", "a row answered by the teacher, where that is not kept", told, each, True)
     course.train(one, [("", planned, one.measure(course.steps), False)])
     return trainer
+
+
+def _teaching(course: _Course) -> tuple[Seconds, Seconds, tuple[Any, int]]:
+    """What a teacher takes once and a row that it answers, and the parts of the larger of two samples.
+
+    Two samples of the splits, each with a cache of its own, so that tokenizing a row counts as often as
+    rows do; the smaller one is taken twice, since the first of all loads what the others find loaded.
+    """
+    runner, method = course.runner, course.plan.method
+    prepared, loaded = runner.prepared, runner.loaded
+    batch = course.plan.trainer.get("per_device_train_batch_size", 8)
+    least = {"train": batch, "unlabeled": math.ceil(batch * (method.unlabeled_ratio or RATIO)), "test": 1}
+    taken: list[tuple[int, Seconds]] = []
+    for place, wanted in enumerate((TAUGHT_ROWS // 6, TAUGHT_ROWS // 6, TAUGHT_ROWS)):
+        chosen = {
+            split: _spread_evenly(len(getattr(prepared, split)), max(wanted, rows))
+            for split, rows in least.items()
+        }
+        runner.prepared, runner.loaded = (
+            replace(whole, **{split: getattr(whole, split).select(rows) for split, rows in chosen.items()})
+            for whole in (prepared, loaded)
+        )
+        parts = parts_of(runner, course.folder / "own", [], **QUIET)
+        parts = replace(parts, cache=course.folder / f"cache-{place}")
+        seconds = spans.once(functools.partial(method.build, parts))
+        taken.append((sum(map(len, chosen.values())), seconds))
+    runner.prepared, runner.loaded = prepared, loaded
+    (few, less), (many, more) = taken[1:]
+    each = np.maximum(more - less, 0) / (many - few) if many > few else more / many
+    return np.maximum(more - many * each, 0), each, (parts, len(chosen["unlabeled"]))
 
 
 def grpo(course: _Course) -> Any:
