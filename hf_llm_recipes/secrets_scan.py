@@ -12,7 +12,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,8 +146,23 @@ def _is_text(file: Path) -> bool:
     return file.suffix not in (".safetensors", ".parquet", ".bin", ".pt", ".pth", ".npz", ".npy", *BINARY)
 
 
+# What zipfile and pyarrow raise over bytes that are none of theirs; ArrowInvalid is a ValueError.
+DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError),
+    *(ValueError, OverflowError, RuntimeError, OSError),
+)
+
+
 def _contents(file: Path) -> Iterator[tuple[int | None, bytes]]:
-    """Pieces of a file with their row, or None."""
+    """Pieces of a file with their row, or None; of a damaged one the bytes that lie there."""
+    try:
+        yield from _inside(file)
+    except DAMAGED:  # one that cannot be read raises again
+        for piece in _pieces(file):
+            yield None, piece
+
+
+def _inside(file: Path) -> Iterator[tuple[int | None, bytes]]:
     if file.suffix == ".parquet":
         yield from _rows(file)
     elif file.suffix == ".safetensors":

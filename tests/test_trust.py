@@ -518,6 +518,21 @@ def test_secrets_are_found_inside_what_is_no_text(tmp_path):
     ]
 
 
+def test_a_damaged_file_is_searched_as_it_lies_there(tmp_path):
+    token = SECRETS["a Hugging Face token"]
+    file = tmp_path / "rng_state.pth"
+    torch.save({"hub_token": token}, file)
+    whole = file.read_bytes()
+    for place in range(1, 200):  # the directory of the archive, and some of what is before it
+        file.write_bytes(whole[:-place] + bytes([whole[-place] ^ 0xFF]) + whole[len(whole) - place + 1 :])
+        found = secrets_scan.scan(tmp_path, environment={}, home="/home/somebody")
+        assert [str(one) for one in found] == ["rng_state.pth holds a Hugging Face token"], place
+    file.unlink()
+    (tmp_path / "predictions.parquet").write_bytes(f"PAR1 {token}".encode())
+    found = secrets_scan.scan(tmp_path, environment={}, home="/home/somebody")
+    assert [str(one) for one in found] == ["predictions.parquet holds a Hugging Face token"]
+
+
 def test_what_is_found_is_told(tmp_path, caplog):
     for number in range(12):
         (tmp_path / f"{number:02}.txt").write_text(SECRETS["an AWS key"])
