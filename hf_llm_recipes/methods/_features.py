@@ -65,7 +65,7 @@ def frozen_features(
         return cached
     order = np.argsort(-lengths, kind="stable")  # longest first: a batch too large fails at once
     features_ND = _encode(model, backbone, rows, collator, order, batch_size, label)
-    _keep(path, features_ND)
+    keep(path, features_ND, "the frozen features")
     return features_ND
 
 
@@ -263,15 +263,24 @@ def _cached(path: Path, num_rows: int) -> np.ndarray | None:
     return found if np.all(np.abs(lengths - 1) < 1e-3) else None
 
 
-def _keep(path: Path, features_ND: np.ndarray) -> None:
-    """Writes a file to the side and renames it."""
-    need_space(path, features_ND.nbytes, "the frozen features")
+def keep(path: Path, array: np.ndarray, what: str) -> None:
+    """Puts an array into the cache: a file beside it, renamed once.
+
+    Args:
+        path: Its file.
+        array: Of any shape.
+        what: It is, for messages.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    need_space(path, array.nbytes, what)
     path.parent.mkdir(parents=True, exist_ok=True)
     side = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with full_disk_told(path, "free some space, or set HF_LLM_RECIPES_CACHE to another disk"):
             with side.open("wb") as file:
-                np.save(file, features_ND)
+                np.save(file, array)
             os.replace(side, path)
     finally:
         side.unlink(missing_ok=True)

@@ -170,9 +170,8 @@ def _probabilities(parts: Parts, rows: Any, chosen: np.ndarray, label: str | Non
     found = np.empty((len(few), model.config.num_labels))
     device, training = next(model.parameters()).device, model.training
     model.eval()
-    for start in tqdm(
-        range(0, len(order), size), desc=label, disable=label is None or len(order) < 500 or None
-    ):
+    hidden = True if label is None or len(order) < 500 else None  # None: shown in a terminal only
+    for start in tqdm(range(0, len(order), size), desc=label, disable=hidden):
         places = order[start : start + size]
         batch = parts.collator([_unlabeled(few[int(place)]) for place in places])
         batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}

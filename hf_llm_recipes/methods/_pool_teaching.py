@@ -12,7 +12,6 @@ C classes.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +24,13 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from hf_llm_recipes.errors import DataError
-from hf_llm_recipes.methods._features import config_bytes, rows_sha256, weights_sha256
+from hf_llm_recipes.methods._features import config_bytes, keep, rows_sha256, weights_sha256
 from hf_llm_recipes.methods._forward import model_inputs, unwrapped
 from hf_llm_recipes.methods._frozen import MOST_TEST_ROWS
-from hf_llm_recipes.methods._streams import TwoStreamBatches, TwoStreams
+from hf_llm_recipes.methods._streams import TwoStreamBatches, TwoStreams, two_stream_loader
 from hf_llm_recipes.methods._teacher import Answering
 from hf_llm_recipes.methods._teaching import TaughtTrainer
 from hf_llm_recipes.methods.base import Parts
-from hf_llm_recipes.rundir import full_disk_told, need_space
 
 VERSION = 1  # of what is kept; a new one forgets old files
 ONE_ANSWER = ("single_label", "multi_label", "regression")  # a row
@@ -120,7 +118,7 @@ def _answers(teacher: Answering, rows: Any, parts: Parts, name: str) -> np.ndarr
     found = _kept(path, (len(features), len(teacher.columns)))
     if found is None:
         found = _asked(teacher, features, arguments, f"the teacher on {name} rows")
-        _keep(path, found)
+        keep(path, found, "the teacher's answers")
     return found
 
 
@@ -151,20 +149,6 @@ def _kept(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
         return None
     fits = isinstance(found, np.ndarray) and found.shape == shape and found.dtype == np.float32
     return found if fits else None
-
-
-def _keep(path: Path, found_NC: np.ndarray) -> None:
-    """Writes a file to the side and renames it."""
-    need_space(path, found_NC.nbytes, "the teacher's answers")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    side = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with full_disk_told(path, "free some space, or set HF_LLM_RECIPES_CACHE to another disk"):
-            with side.open("wb") as file:
-                np.save(file, found_NC)
-            os.replace(side, path)
-    finally:
-        side.unlink(missing_ok=True)
 
 
 @dataclass
@@ -207,17 +191,7 @@ class PoolTrainer(TaughtTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Both streams; see ``TwoStreams``."""
-        workers = self.args.dataloader_num_workers
-        loader = DataLoader(
-            self.streams,
-            batch_sampler=self.streams.batches,
-            collate_fn=self.together,
-            num_workers=workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-        )
-        return self.accelerator.prepare(loader)
+        return self.accelerator.prepare(two_stream_loader(self.streams, self.together, self.args))
 
     def compute_loss(
         self,

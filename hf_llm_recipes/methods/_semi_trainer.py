@@ -28,7 +28,7 @@ from hf_llm_recipes.algorithms.base import Algorithm, Given, Guess
 from hf_llm_recipes.averaging import MovingAverage, default_decay
 from hf_llm_recipes.methods._forward import StudentForward, model_inputs, take, widths
 from hf_llm_recipes.methods._guard import Guard
-from hf_llm_recipes.methods._streams import TwoStreamCollator, TwoStreams
+from hf_llm_recipes.methods._streams import TwoStreamCollator, TwoStreams, two_stream_loader
 
 log = logging.getLogger("hf_llm_recipes")
 
@@ -136,17 +136,7 @@ class SemiSupervisedTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Both streams; see ``TwoStreams``."""
-        workers = self.args.dataloader_num_workers
-        loader = DataLoader(
-            self.streams,
-            batch_sampler=self.streams.batches,
-            collate_fn=self.two_collator,
-            num_workers=workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-        )
-        return self.accelerator.prepare(loader)
+        return self.accelerator.prepare(two_stream_loader(self.streams, self.two_collator, self.args))
 
     @property
     def progress(self) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch.utils.data import BatchSampler, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 LABELED, UNLABELED, VIEWS = 0, 1, 2  # domains of the random numbers
 
@@ -120,6 +120,28 @@ class TwoStreamBatches(BatchSampler):
             random = np.random.default_rng((self.seed, LABELED, turn))
             self._drawn = turn, random.permutation(self.num_labeled)
         return self._drawn[1]
+
+
+def two_stream_loader(
+    streams: TwoStreams, collate: Callable[[list[dict]], Any], arguments: Any
+) -> DataLoader:
+    """Returns the batches of both streams, read as a Trainer's arguments say.
+
+    Args:
+        streams: With their order.
+        collate: Items of ``streams`` -> a batch.
+        arguments: ``TrainingArguments``.
+    """
+    workers = arguments.dataloader_num_workers
+    return DataLoader(
+        streams,
+        batch_sampler=streams.batches,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=arguments.dataloader_pin_memory,
+        persistent_workers=arguments.dataloader_persistent_workers and workers > 0,
+        prefetch_factor=arguments.dataloader_prefetch_factor,
+    )
 
 
 @dataclass
