@@ -727,15 +727,16 @@ def _show_beside(console, metrics: dict) -> None:
     """The supervised baseline, other weights and training-free baselines, where the run has them."""
     from rich.table import Table
 
+    from hf_llm_recipes.comparison import not_exported
+
     table = Table("beside it", "score", "95 %", box=None, pad_edge=False)
     comparison, method = metrics.get("comparison", {}), metrics.get("method", {})
     rows = {
         "before training": metrics.get("before"),
         "supervised, same labels and steps": comparison.get("supervised"),
     }
-    others = ("student", "teacher", "second_student", "first_training", "raw_weights", "averaged_weights")
-    for name in others:
-        rows[f"the {name.replace('_', ' ')}, not exported"] = method.get(f"test_{name}")
+    for name, found in not_exported(metrics).items():
+        rows[f"the {name.replace('_', ' ')}, not exported"] = found
     for name, found in metrics.get("baselines", {}).items():
         told = "the teacher" if name == "teacher" else f"{name} on frozen features"
         rows[f"{told} ({found['rows']:,} rows)"] = found

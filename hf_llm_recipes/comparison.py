@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,16 @@ def _minutes(metrics: dict[str, Any]) -> float:
     """Of training, and of what the method needed before it."""
     training = metrics["training"]
     return training["minutes"] + training.get("minutes_before", 0.0)
+
+
+def not_exported(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Returns the test scores of weights that a run had beside the exported ones, by what they are.
+
+    Args:
+        metrics: Of ``metrics.json``.
+    """
+    return {
+        name.removeprefix("test_"): scores
+        for name, scores in metrics.get("method", {}).items()
+        if name.startswith("test_") and isinstance(scores, Mapping)
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hf_llm_recipes.comparison import not_exported
 from hf_llm_recipes.markup import (
     Html,
     bullets,
@@ -91,15 +92,14 @@ def remarkable_rows(facts: Facts) -> Html:
 def beside(facts: Facts) -> dict[str, Mapping[str, Any]]:
     """Returns every score that was measured on the same test rows, by what it is of; this run's first."""
     metrics = facts.metrics
-    comparison, method = metrics.get("comparison", {}), metrics.get("method", {})
+    comparison = metrics.get("comparison", {})
     found = {
         "this run": facts.test,
         "supervised baseline": comparison.get("supervised"),
         "before training": metrics.get("before"),
     }
-    others = ("student", "teacher", "second_student", "first_training", "raw_weights", "averaged_weights")
-    for name in others:
-        found[f"{name_of(name)}, not exported"] = method.get(f"test_{name}")
+    for name, scores in not_exported(metrics).items():
+        found[f"{name_of(name)}, not exported"] = scores
     for name, scores in metrics.get("baselines", {}).items():
         found["the teacher" if name == "teacher" else f"{name_of(name)}, frozen features"] = scores
     return {name: scores for name, scores in found.items() if scores}
